@@ -1,0 +1,257 @@
+//! The daemon's configuration: a TOML file, parsed and validated once; every later function takes plain values.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::api::DatapathMode;
+
+/// Configuration of one node's daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Name of the node; default: the host name.
+    #[serde(default = "default_node")]
+    pub node: String,
+    /// Pod CIDRs of the node: one, or one per family. The first address of each is the gateway.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Name of the bridge.
+    #[serde(default = "default_bridge")]
+    pub bridge: String,
+    /// MTU of pods in bytes.
+    #[serde(default = "default_mtu")]
+    pub mtu: u32,
+    /// Which path carries pod-to-pod packets.
+    #[serde(default)]
+    pub datapath: DatapathMode,
+    /// Unix socket of the API; its folder also holds the queue of deletions made while the daemon was down.
+    #[serde(default = "default_socket")]
+    pub socket: PathBuf,
+    /// Folder of the database. It must survive a restart of the daemon.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Folder on which the node's bpffs is, or will be, mounted.
+    #[serde(default = "default_bpffs")]
+    pub bpffs: PathBuf,
+    /// Optional TCP address that serves `/healthz` and `/readyz`.
+    #[serde(default)]
+    pub http: Option<SocketAddr>,
+    /// Seconds between two resyncs, which compare everything with what should be.
+    #[serde(default = "default_resync")]
+    pub resync_seconds: u64,
+    /// Log levels.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// Log levels at start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct LogConfig {
+    /// Filter of the daemon, in `tracing`'s directive syntax.
+    pub daemon: String,
+    /// Level of the eBPF programs: `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    pub ebpf: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { daemon: "info".into(), ebpf: "off".into(), format: LogFormat::Text }
+    }
+}
+
+/// Format of the daemon's log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn default_node() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".into())
+}
+
+fn default_bridge() -> String {
+    "v-net-0".into()
+}
+
+const fn default_mtu() -> u32 {
+    1500
+}
+
+/// Unix socket of the daemon unless the configuration names another.
+pub const DEFAULT_SOCKET: &str = "/run/podnet/podnet.sock";
+
+/// Configuration file of the daemon unless the command line names another.
+pub const DEFAULT_CONFIG: &str = "/etc/podnet/podnet.toml";
+
+/// Mount point of the node's bpffs unless the configuration names another.
+pub const DEFAULT_BPFFS: &str = "/run/podnet/bpf";
+
+fn default_socket() -> PathBuf {
+    DEFAULT_SOCKET.into()
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/podnet".into()
+}
+
+fn default_bpffs() -> PathBuf {
+    DEFAULT_BPFFS.into()
+}
+
+const fn default_resync() -> u64 {
+    30
+}
+
+impl Config {
+    /// Reads and validates a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// Names the file, the line and column of a syntax error, or the field whose value is unusable and why.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read configuration {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("configuration {}", path.display()))
+    }
+
+    /// Parses and validates a configuration.
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<()> {
+        ensure!(!self.node.is_empty(), "node: the name is empty; give the node's name");
+        ensure!(
+            !self.pod_cidrs.is_empty(),
+            "pod-cidrs: the list is empty; give one CIDR per family, such as [\"10.244.1.0/24\", \"fd00:10:244:1::/64\"]"
+        );
+        for (position, cidr) in self.pod_cidrs.iter().enumerate() {
+            validate_pod_cidr(*cidr)?;
+            ensure!(
+                !self.pod_cidrs[..position].iter().any(|other| other.is_ipv4() == cidr.is_ipv4()),
+                "pod-cidrs: {cidr} is the second CIDR of its family; a node has at most one per family"
+            );
+        }
+        validate_ifname(&self.bridge).map_err(|reason| anyhow::anyhow!("bridge: {reason}"))?;
+        let minimum = if self.pod_cidrs.iter().any(IpNetwork::is_ipv6) { 1280 } else { 576 };
+        ensure!(
+            (minimum..=65_535).contains(&self.mtu),
+            "mtu: {} is not in {minimum}..=65535, which the families of pod-cidrs need",
+            self.mtu
+        );
+        for (field, path) in [("socket", &self.socket), ("state-dir", &self.state_dir), ("bpffs", &self.bpffs)] {
+            ensure!(path.is_absolute(), "{field}: {} is not an absolute path", path.display());
+        }
+        // `sun_path` of sockaddr_un holds 108 bytes with the terminating zero (unix(7)).
+        ensure!(
+            self.socket.as_os_str().len() < 108,
+            "socket: {} is longer than the 107 bytes of a unix socket's path",
+            self.socket.display()
+        );
+        ensure!(self.resync_seconds > 0, "resync-seconds: must be at least 1");
+        Ok(())
+    }
+
+    /// Returns the gateway of a pod CIDR: its first address after the network address.
+    #[must_use]
+    pub fn gateway(cidr: IpNetwork) -> IpAddr {
+        match cidr {
+            IpNetwork::V4(v4) => IpAddr::V4((u32::from(v4.network()) + 1).into()),
+            IpNetwork::V6(v6) => IpAddr::V6((u128::from(v6.network()) + 1).into()),
+        }
+    }
+
+    /// Returns the folder that holds deletions queued while the daemon was down.
+    #[must_use]
+    pub fn deletions_dir(socket: &Path) -> PathBuf {
+        socket.parent().unwrap_or(Path::new("/")).join("deletions")
+    }
+}
+
+fn validate_pod_cidr(cidr: IpNetwork) -> Result<()> {
+    ensure!(
+        cidr.ip() == cidr.network(),
+        "pod-cidrs: {cidr} has host bits set; did you mean {}/{}?",
+        cidr.network(),
+        cidr.prefix()
+    );
+    let longest = if cidr.is_ipv4() { 30 } else { 126 };
+    let shortest = if cidr.is_ipv4() { 8 } else { 16 };
+    ensure!(
+        (shortest..=longest).contains(&cidr.prefix()),
+        "pod-cidrs: {cidr}: the prefix length must be in {shortest}..={longest} to hold a gateway and pods"
+    );
+    let network = cidr.network();
+    if network.is_multicast() || network.is_loopback() || network.is_unspecified() {
+        bail!("pod-cidrs: {cidr} is a multicast, loopback or unspecified range, which pods cannot have");
+    }
+    Ok(())
+}
+
+/// Checks that the kernel accepts a name for an interface (`dev_valid_name` in net/core/dev.c).
+///
+/// # Errors
+///
+/// Says what is wrong with the name.
+pub fn validate_ifname(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("the interface name is empty".into());
+    }
+    if name.len() > 15 {
+        return Err(format!("interface name {name:?} is longer than 15 bytes"));
+    }
+    if name == "." || name == ".." || name.bytes().any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace()) {
+        return Err(format!("interface name {name:?} is \".\" or \"..\", or has '/', ':' or white space"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        format!("{:#}", Config::parse(text).unwrap_err())
+    }
+
+    #[test]
+    fn a_minimal_file_takes_the_defaults() {
+        let config = Config::parse("pod-cidrs = [\"10.244.1.0/24\", \"fd00:10:244:1::/64\"]").unwrap();
+        assert_eq!(config.bridge, "v-net-0");
+        assert_eq!(config.mtu, 1500);
+        assert_eq!(config.datapath, DatapathMode::Ebpf);
+        let gateways: Vec<_> = config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr).to_string()).collect();
+        assert_eq!(gateways, ["10.244.1.1", "fd00:10:244:1::1"]);
+    }
+
+    #[test]
+    fn errors_name_the_field_and_the_fix() {
+        assert!(error("pod-cidrs = [").contains("line 1, column"));
+        assert!(error("pod-cidrs = []").contains("pod-cidrs: the list is empty"));
+        assert!(error("pod-cidrs = [\"10.244.1.7/24\"]").contains("did you mean 10.244.1.0/24?"));
+        assert!(error("pod-cidrs = [\"10.0.0.0/24\", \"10.0.1.0/24\"]").contains("second CIDR of its family"));
+        assert!(error("pod-cidrs = [\"10.0.0.0/31\"]").contains("prefix length"));
+        assert!(error("pod-cidrs = [\"224.0.0.0/24\"]").contains("multicast"));
+        assert!(error("pod-cidrs = [\"10.0.0.0/24\"]\nmtu = 100").contains("mtu: 100 is not in 576..=65535"));
+        assert!(error("pod-cidrs = [\"fd00::/64\"]\nmtu = 1000").contains("1280"));
+        assert!(error("pod-cidrs = [\"10.0.0.0/24\"]\nbridge = \"a/b\"").contains("bridge: interface name"));
+        assert!(
+            error("pod-cidrs = [\"10.0.0.0/24\"]\nsocket = \"podnet.sock\"")
+                .contains("socket: podnet.sock is not an absolute")
+        );
+        assert!(error("pod-cidrs = [\"10.0.0.0/24\"]\nmtuu = 1").contains("unknown field `mtuu`"));
+    }
+}
