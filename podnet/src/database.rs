@@ -1,1 +1,319 @@
-//! Stub.
+//! The node's database: pods, their address leases, and the little else that must survive a restart.
+//!
+//! SQLite in write-ahead mode with `synchronous=NORMAL`: a committed transaction survives the end of the process at
+//! any instant; after a loss of power the file is consistent but may lack the last commits, and no pod survives that
+//! either. So an ADD pays no disk flush, which on an edge node's flash would cost more than all else together.
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use crate::{
+    api::{AttachmentKey, Mac, PodIdentity},
+    netns::NetnsId,
+};
+
+/// How far an attachment has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodState {
+    /// Its ADD has not been answered: a restart undoes it.
+    Adding,
+    /// Its ADD has been answered, or is about to be: a restart keeps it.
+    Ready,
+}
+
+/// What the node remembers of an attached pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRecord {
+    /// Key of the attachment.
+    pub key: AttachmentKey,
+    /// Name of the CNI network.
+    pub network: String,
+    /// Who the pod is.
+    pub pod: PodIdentity,
+    /// Path of the pod's network namespace.
+    pub netns: String,
+    /// Identity of the namespace behind that path, to tell it from a later one.
+    pub netns_id: NetnsId,
+    /// Name of the host-side veth.
+    pub host_ifname: String,
+    /// Index of the host-side veth; zero before it exists.
+    pub host_ifindex: u32,
+    /// MAC of the pod-side veth.
+    pub mac: Mac,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Leased addresses, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// How far the attachment has come.
+    pub state: PodState,
+    /// Seconds since the epoch when the pod was added.
+    pub created: u64,
+}
+
+/// Version of the schema, kept in `PRAGMA user_version`.
+const SCHEMA_VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+    CREATE TABLE pods (
+        container_id  TEXT NOT NULL,
+        ifname        TEXT NOT NULL,
+        network       TEXT NOT NULL,
+        pod_namespace TEXT NOT NULL,
+        pod_name      TEXT NOT NULL,
+        pod_uid       TEXT NOT NULL,
+        netns         TEXT NOT NULL,
+        netns_device  INTEGER NOT NULL,
+        netns_inode   INTEGER NOT NULL,
+        host_ifname   TEXT NOT NULL UNIQUE,
+        host_ifindex  INTEGER NOT NULL,
+        mac           BLOB NOT NULL,
+        mtu           INTEGER NOT NULL,
+        ready         INTEGER NOT NULL,
+        created       INTEGER NOT NULL,
+        PRIMARY KEY (container_id, ifname)
+    ) STRICT;
+    CREATE TABLE leases (
+        address      TEXT NOT NULL PRIMARY KEY,
+        container_id TEXT NOT NULL,
+        ifname       TEXT NOT NULL,
+        FOREIGN KEY (container_id, ifname) REFERENCES pods ON DELETE CASCADE
+    ) STRICT;
+    CREATE INDEX leases_by_pod ON leases (container_id, ifname);
+    CREATE TABLE settings (
+        name  TEXT NOT NULL PRIMARY KEY,
+        value TEXT NOT NULL
+    ) STRICT;
+";
+
+/// The open database. One process has it at a time.
+#[derive(Debug)]
+pub struct Database {
+    connection: Connection,
+}
+
+impl Database {
+    /// Opens the database in a folder, and creates both where they are missing.
+    ///
+    /// # Errors
+    ///
+    /// The folder or file cannot be used (and why), another daemon has it open, or it is corrupt or of a later
+    /// version; nothing has been changed then.
+    pub fn open(state_dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(state_dir).with_context(|| format!("create state folder {}", state_dir.display()))?;
+        let path = state_dir.join("podnet.db");
+        let open = || -> Result<Self> {
+            let connection = Connection::open(&path)?;
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.pragma_update(None, "synchronous", "NORMAL")?;
+            connection.pragma_update(None, "foreign_keys", true)?;
+            let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            match version {
+                0 => connection
+                    .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))?,
+                SCHEMA_VERSION => {}
+                later => bail!("its schema has version {later}, this podnet knows {SCHEMA_VERSION}: run the newer podnet"),
+            }
+            let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
+            ensure!(verdict == "ok", "it is corrupt ({verdict}): move it away, and podnet starts with no pods");
+            Ok(Self { connection })
+        };
+        open().map_err(|error| match error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code) {
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+                anyhow::anyhow!("database {} is in use: another podnet daemon runs on this state folder", path.display())
+            }
+            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => anyhow::anyhow!(
+                "database {} is corrupt ({error}): move it away, and podnet starts with no pods",
+                path.display()
+            ),
+            _ => error.context(format!("open database {}", path.display())),
+        })
+    }
+
+    /// Returns all pods, by key.
+    pub fn pods(&self) -> Result<BTreeMap<AttachmentKey, PodRecord>> {
+        let mut leases: BTreeMap<AttachmentKey, Vec<IpAddr>> = BTreeMap::new();
+        let mut statement = self.connection.prepare("SELECT container_id, ifname, address FROM leases")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let key = AttachmentKey { container_id: row.get(0)?, ifname: row.get(1)? };
+            let address: String = row.get(2)?;
+            let address = address.parse().with_context(|| format!("database holds {address:?} as an address"))?;
+            leases.entry(key).or_default().push(address);
+        }
+        let mut statement = self.connection.prepare(
+            "SELECT container_id, ifname, network, pod_namespace, pod_name, pod_uid, netns, netns_device, netns_inode,
+                    host_ifname, host_ifindex, mac, mtu, ready, created FROM pods",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut pods = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            let key = AttachmentKey { container_id: row.get(0)?, ifname: row.get(1)? };
+            let mut addresses = leases.remove(&key).unwrap_or_default();
+            addresses.sort_unstable();
+            let record = PodRecord {
+                network: row.get(2)?,
+                pod: PodIdentity { namespace: row.get(3)?, name: row.get(4)?, uid: row.get(5)? },
+                netns: row.get(6)?,
+                // SQLite integers are signed; device and inode numbers keep their bits.
+                netns_id: NetnsId { device: row.get::<_, i64>(7)? as u64, inode: row.get::<_, i64>(8)? as u64 },
+                host_ifname: row.get(9)?,
+                host_ifindex: row.get(10)?,
+                mac: Mac(row.get(11)?),
+                mtu: row.get(12)?,
+                addresses,
+                state: if row.get(13)? { PodState::Ready } else { PodState::Adding },
+                created: row.get::<_, i64>(14)? as u64,
+                key: key.clone(),
+            };
+            pods.insert(key, record);
+        }
+        Ok(pods)
+    }
+
+    /// Commits the intent to attach a pod: its record and its leases.
+    pub fn insert(&mut self, record: &PodRecord) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        transaction
+            .prepare_cached("INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15)")?
+            .execute(params![
+                record.key.container_id,
+                record.key.ifname,
+                record.network,
+                record.pod.namespace,
+                record.pod.name,
+                record.pod.uid,
+                record.netns,
+                record.netns_id.device as i64,
+                record.netns_id.inode as i64,
+                record.host_ifname,
+                record.host_ifindex,
+                record.mac.0,
+                record.mtu,
+                record.state == PodState::Ready,
+                record.created as i64,
+            ])?;
+        for address in &record.addresses {
+            transaction.prepare_cached("INSERT INTO leases VALUES (?1, ?2, ?3)")?.execute(params![
+                address.to_string(),
+                record.key.container_id,
+                record.key.ifname
+            ])?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// Commits that a pod is attached, by the host-side veth with this index.
+    pub fn set_ready(&mut self, key: &AttachmentKey, host_ifindex: u32) -> Result<()> {
+        self.connection
+            .prepare_cached("UPDATE pods SET ready = 1, host_ifindex = ?3 WHERE container_id = ?1 AND ifname = ?2")?
+            .execute(params![key.container_id, key.ifname, host_ifindex])?;
+        Ok(())
+    }
+
+    /// Commits that a pod is gone, and its leases with it. One that is not there is success.
+    pub fn delete(&mut self, key: &AttachmentKey) -> Result<()> {
+        self.connection
+            .prepare_cached("DELETE FROM pods WHERE container_id = ?1 AND ifname = ?2")?
+            .execute(params![key.container_id, key.ifname])?;
+        Ok(())
+    }
+
+    /// Returns a setting that [`Database::set_setting`] stored.
+    pub fn setting(&self, name: &str) -> Result<Option<String>> {
+        let mut statement = self.connection.prepare_cached("SELECT value FROM settings WHERE name = ?1")?;
+        Ok(statement.query_row([name], |row| row.get(0)).optional()?)
+    }
+
+    /// Stores a setting.
+    pub fn set_setting(&mut self, name: &str, value: &str) -> Result<()> {
+        self.connection
+            .prepare_cached("INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2")?
+            .execute([name, value])?;
+        Ok(())
+    }
+
+    /// Deletes the database's files.
+    pub fn remove(state_dir: &Path) -> Result<()> {
+        for name in ["podnet.db", "podnet.db-wal", "podnet.db-shm"] {
+            let path = state_dir.join(name);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(container_id: &str, addresses: &[&str]) -> PodRecord {
+        PodRecord {
+            key: AttachmentKey { container_id: container_id.into(), ifname: "eth0".into() },
+            network: "podnet".into(),
+            pod: PodIdentity { namespace: "default".into(), name: "web".into(), uid: "1".into() },
+            netns: "/run/netns/web".into(),
+            netns_id: NetnsId { device: u64::MAX, inode: 7 },
+            host_ifname: format!("pn{container_id}"),
+            host_ifindex: 0,
+            mac: Mac([0x0a, 0x58, 10, 244, 1, 2]),
+            mtu: 1500,
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            state: PodState::Adding,
+            created: 1,
+        }
+    }
+
+    #[test]
+    fn records_survive_a_reopen_and_leases_go_with_their_pod() {
+        let folder = tempfile::tempdir().unwrap();
+        let web = record("web", &["10.244.1.2", "fd00::2"]);
+        {
+            let mut database = Database::open(folder.path()).unwrap();
+            database.insert(&web).unwrap();
+            database.set_ready(&web.key, 12).unwrap();
+            database.set_setting("cursor", "a").unwrap();
+            database.set_setting("cursor", "b").unwrap();
+        }
+        let mut database = Database::open(folder.path()).unwrap();
+        let expected = PodRecord { host_ifindex: 12, state: PodState::Ready, ..web.clone() };
+        assert_eq!(database.pods().unwrap().into_values().collect::<Vec<_>>(), [expected]);
+        assert_eq!(database.setting("cursor").unwrap().as_deref(), Some("b"));
+        database.delete(&web.key).unwrap();
+        database.delete(&web.key).unwrap();
+        assert!(database.pods().unwrap().is_empty());
+        database.insert(&record("other", &["10.244.1.2"])).unwrap();
+    }
+
+    #[test]
+    fn an_address_is_leased_once_and_a_failed_insert_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut database = Database::open(folder.path()).unwrap();
+        database.insert(&record("a", &["10.244.1.2"])).unwrap();
+        assert!(database.insert(&record("b", &["10.244.1.3", "10.244.1.2"])).is_err());
+        assert_eq!(database.pods().unwrap().len(), 1);
+        database.insert(&record("c", &["10.244.1.3"])).unwrap();
+    }
+
+    #[test]
+    fn a_second_daemon_a_corrupt_file_and_a_later_schema_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(folder.path()).unwrap();
+        database.connection.execute_batch("PRAGMA user_version = 99").unwrap();
+        let error = format!("{:#}", Database::open(folder.path()).unwrap_err());
+        assert!(error.contains("another podnet daemon"), "{error}");
+        drop(database);
+        let error = format!("{:#}", Database::open(folder.path()).unwrap_err());
+        assert!(error.contains("version 99"), "{error}");
+        std::fs::write(folder.path().join("podnet.db"), b"this is no database, whatever its name says").unwrap();
+        let error = format!("{:#}", Database::open(folder.path()).unwrap_err());
+        assert!(error.contains("corrupt"), "{error}");
+    }
+}

@@ -1,1 +1,236 @@
-//! Stub.
+//! Routing netlink: one synchronous socket that sends batches and checks every answer, and typed messages for the
+//! links, addresses, routes, neighbours and traffic-control objects that podnet makes.
+//!
+//! Message types are rtnetlink's. The transport is a plain socket, not rtnetlink's asynchronous handle, because the
+//! kernel handles a request before `send` returns: many requests travel in one system call, and their answers are
+//! there at once. Only `monitor` waits for something, so only it is asynchronous.
+
+use std::io;
+
+use rtnetlink::{
+    packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload},
+    packet_route::RouteNetlinkMessage,
+    sys::{Socket as RawSocket, SocketAddr, protocols::NETLINK_ROUTE},
+};
+
+pub mod address;
+pub mod link;
+pub mod monitor;
+pub mod neighbor;
+pub mod route;
+pub mod tc;
+
+/// A request that the kernel refused, or that could not be sent.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation}: {source}")]
+pub struct Error {
+    /// What was asked for, with its objects.
+    pub operation: String,
+    /// The kernel's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Error {
+    fn new(operation: &str, source: io::Error) -> Self {
+        Self { operation: operation.to_owned(), source }
+    }
+
+    /// The object already exists.
+    #[must_use]
+    pub fn is_exists(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EEXIST)
+    }
+
+    /// The object does not exist, or lies on an interface that does not.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self.source.raw_os_error(),
+            Some(libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENXIO)
+        )
+    }
+}
+
+/// What to do with a refusal that says the state is already as asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tolerate {
+    /// Every refusal is an error.
+    Nothing,
+    /// "Already exists" is success.
+    Exists,
+    /// "Does not exist" is success.
+    NotFound,
+}
+
+/// A request to change something.
+#[derive(Debug)]
+pub struct Request {
+    message: RouteNetlinkMessage,
+    flags: u16,
+    tolerate: Tolerate,
+    operation: String,
+}
+
+impl Request {
+    /// Makes a request. `flags` are `NLM_F_CREATE` and friends; `operation` names it in errors.
+    pub fn new(operation: impl Into<String>, message: RouteNetlinkMessage, flags: u16) -> Self {
+        Self { message, flags, tolerate: Tolerate::Nothing, operation: operation.into() }
+    }
+
+    /// Makes a refusal that says the state is already as asked count as success.
+    #[must_use]
+    pub fn tolerate(mut self, tolerate: Tolerate) -> Self {
+        self.tolerate = tolerate;
+        self
+    }
+}
+
+/// A routing netlink socket in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Socket {
+    socket: RawSocket,
+    sequence: u32,
+}
+
+impl Socket {
+    /// Opens a socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self, Error> {
+        let open = || {
+            let mut socket = RawSocket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            // Answers to a batch are all queued before the first is read.
+            socket.set_rx_buf_sz(1 << 20)?;
+            // An answer need not repeat the request (netlink(7), NETLINK_CAP_ACK).
+            socket.set_cap_ack(true)?;
+            Ok(socket)
+        };
+        open()
+            .map(|socket| Self { socket, sequence: 0 })
+            .map_err(|source| Error::new("open a routing netlink socket", source))
+    }
+
+    /// Sends one request and waits for its answer.
+    pub fn request(&mut self, request: Request) -> Result<(), Error> {
+        self.batch(vec![request])
+    }
+
+    /// Sends requests in one system call. The kernel handles all of them, in order, even after one that it refuses.
+    ///
+    /// # Errors
+    ///
+    /// The first refusal that its request does not tolerate.
+    pub fn batch(&mut self, requests: Vec<Request>) -> Result<(), Error> {
+        let Some(first_operation) = requests.first().map(|request| request.operation.clone()) else {
+            return Ok(());
+        };
+        let first_sequence = self.sequence.wrapping_add(1);
+        let mut buffer = Vec::with_capacity(requests.len() * 256);
+        let mut expected = Vec::with_capacity(requests.len());
+        for Request { message, flags, tolerate, operation } in requests {
+            self.append(&mut buffer, message, NLM_F_REQUEST | NLM_F_ACK | flags);
+            expected.push((operation, tolerate));
+        }
+        self.socket.send(&buffer, 0).map_err(|source| Error::new(&first_operation, source))?;
+
+        let mut answered = 0;
+        let mut failure = None;
+        while answered < expected.len() {
+            let answers = self.receive().map_err(|source| Error::new(&expected[answered].0, source))?;
+            for answer in answers {
+                let position = answer.header.sequence_number.wrapping_sub(first_sequence) as usize;
+                let (Some((operation, tolerate)), NetlinkPayload::Error(error)) =
+                    (expected.get(position), answer.payload)
+                else {
+                    continue;
+                };
+                answered += 1;
+                if error.code.is_none() {
+                    continue;
+                }
+                let refusal = Error::new(operation, error.to_io());
+                let tolerated = match tolerate {
+                    Tolerate::Nothing => false,
+                    Tolerate::Exists => refusal.is_exists(),
+                    Tolerate::NotFound => refusal.is_not_found(),
+                };
+                if !tolerated && failure.is_none() {
+                    failure = Some(refusal);
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Asks for one object; `None` if it does not exist.
+    pub fn get(&mut self, operation: &str, message: RouteNetlinkMessage) -> Result<Option<RouteNetlinkMessage>, Error> {
+        let mut buffer = Vec::new();
+        self.append(&mut buffer, message, NLM_F_REQUEST);
+        self.socket.send(&buffer, 0).map_err(|source| Error::new(operation, source))?;
+        loop {
+            for answer in self.receive().map_err(|source| Error::new(operation, source))? {
+                if answer.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => return Ok(Some(message)),
+                    NetlinkPayload::Error(error) => {
+                        let refusal = Error::new(operation, error.to_io());
+                        return if refusal.is_not_found() { Ok(None) } else { Err(refusal) };
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Asks for every object of a kind.
+    pub fn dump(&mut self, operation: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        let mut buffer = Vec::new();
+        self.append(&mut buffer, message, NLM_F_REQUEST | NLM_F_DUMP);
+        self.socket.send(&buffer, 0).map_err(|source| Error::new(operation, source))?;
+        let mut objects = Vec::new();
+        loop {
+            for answer in self.receive().map_err(|source| Error::new(operation, source))? {
+                if answer.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => objects.push(message),
+                    NetlinkPayload::Done(_) => return Ok(objects),
+                    NetlinkPayload::Error(error) => return Err(Error::new(operation, error.to_io())),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, buffer: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let start = buffer.len();
+        // Messages of a batch start on a multiple of four (NLMSG_ALIGNTO).
+        buffer.resize(start + message.buffer_len().next_multiple_of(4), 0);
+        message.serialize(&mut buffer[start..]);
+    }
+
+    /// Receives one datagram: one or more messages.
+    fn receive(&self) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+        let (datagram, _) = self.socket.recv_from_full()?;
+        let mut messages = Vec::new();
+        let mut rest = datagram.as_slice();
+        while rest.len() >= 16 {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+            let length = (message.header.length as usize).next_multiple_of(4);
+            messages.push(message);
+            rest = rest.get(length..).unwrap_or_default();
+        }
+        Ok(messages)
+    }
+}
