@@ -1,1 +1,113 @@
-//! Stub.
+//! The daemon: puts engine, API, monitor and readers together, and ends them in order.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::{
+    api::server,
+    config::Config,
+    datapath,
+    engine::{self, Command},
+    logging::Logging,
+    netlink::monitor,
+    plan::REAP_GROUP,
+};
+
+/// Runs the daemon until SIGTERM or SIGINT. Pods and their traffic stay as they are when it ends.
+///
+/// # Errors
+///
+/// The configuration is unusable, another daemon runs, or the node cannot be brought into its desired state.
+pub fn run(config_path: &Path) -> Result<()> {
+    let config = Config::load(config_path)?;
+    let logging = Logging::start(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the asynchronous runtime")?;
+    let result = runtime.block_on(serve(config, logging));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// Removes everything that podnet made on the node. The daemon must not run.
+pub fn cleanup(config_path: &Path) -> Result<()> {
+    let config = Config::load(config_path)?;
+    Logging::start(&config.log)?;
+    server::ensure_not_served(&config.socket)?;
+    engine::remove_everything(&config)
+}
+
+async fn serve(config: Config, logging: Logging) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    // Before anything is touched: a second daemon must not work on the first one's node.
+    server::ensure_not_served(&config.socket)?;
+    info!(version = env!("CARGO_PKG_VERSION"), node = config.node, "starting");
+
+    let (log_readers, mut logs) = tokio::sync::mpsc::unbounded_channel();
+    let (engine, engine_thread) = engine::start(config.clone(), logging.ebpf(), log_readers)?;
+    tokio::spawn(async move {
+        // Each load of the programs brings a reader of its own; that of replaced programs ends with them.
+        let mut current: Option<tokio::task::JoinHandle<()>> = None;
+        while let Some(reader) = logs.recv().await {
+            if let Some(previous) = current.replace(tokio::spawn(datapath::forward_logs(reader))) {
+                previous.abort();
+            }
+        }
+    });
+    tokio::spawn(report_drops(config.clone(), engine.clone()));
+    let watcher = engine.clone();
+    tokio::spawn(async move {
+        let lost = monitor::watch(REAP_GROUP, |what| watcher.tell(Command::Lost(what.to_owned()))).await;
+        if let Err(error) = lost {
+            error!(error = format!("{error:#}"), "repairs now wait for the periodic resync");
+        }
+    });
+
+    let context = server::Context { engine: engine.clone(), logging };
+    if let Some(address) = config.http {
+        let listener =
+            tokio::net::TcpListener::bind(address).await.with_context(|| format!("http: bind {address}"))?;
+        tokio::spawn(server::serve_tcp(listener, server::health_router(context.clone())));
+    }
+    let listener = server::bind(&config.socket)?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let api = tokio::spawn(server::serve_unix(listener, server::router(context), async move {
+        // Both a message and a dropped sender mean "stop".
+        drop(stopped.await);
+    }));
+    info!(socket = %config.socket.display(), "serving");
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("shutting down; pods and their traffic stay");
+    drop(stop);
+    if tokio::time::timeout(server::DRAIN, api).await.is_err() {
+        warn!("requests were still under way after {} s", server::DRAIN.as_secs());
+    }
+    engine.tell(Command::Stop);
+    tokio::task::spawn_blocking(move || engine_thread.join())
+        .await
+        .context("wait for the engine")?
+        .map_err(|_| anyhow::anyhow!("the engine's thread panicked"))?;
+    match std::fs::remove_file(&config.socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", config.socket.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Logs each drop that the programs report, with the pod's name.
+async fn report_drops(config: Config, engine: engine::Handle) {
+    if let Err(error) = datapath::report_drops(&config.bpffs, engine).await {
+        error!(error = format!("{error:#}"), "drops are counted, but not reported any more");
+    }
+}

@@ -1,5 +1,5 @@
 //! The `podnet` binary: CNI plugin if `CNI_COMMAND` is set, command line (and daemon) otherwise.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    if std::env::var_os("CNI_COMMAND").is_some() { podnet::cni::run() } else { podnet::cli::run() }
 }

@@ -1,1 +1,205 @@
-//! Stub.
+//! The daemon's end of the API: an HTTP router that passes each request to the engine.
+
+use std::{
+    io,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, State, rejection::JsonRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use tokio::net::{TcpListener, UnixListener};
+
+use super::{
+    AddRequest, ApiError, Attachment, CheckRequest, DatapathRequest, DeleteRequest, ErrorKind, GcReply, GcRequest,
+    LogLevels, Pod, Status, path,
+};
+use crate::{
+    engine::{Command, Handle},
+    logging::Logging,
+};
+
+/// What handlers need.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The engine.
+    pub engine: Handle,
+    /// The daemon's logs.
+    pub logging: Logging,
+}
+
+/// Largest request body: a GC with tens of thousands of attachments fits.
+const BODY_LIMIT: usize = 16 << 20;
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = match self.kind {
+            ErrorKind::InvalidRequest | ErrorKind::InvalidNetns => StatusCode::BAD_REQUEST,
+            ErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ErrorKind::AlreadyExists | ErrorKind::Mismatch | ErrorKind::AddressInUse => StatusCode::CONFLICT,
+            ErrorKind::Exhausted | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(self)).into_response()
+    }
+}
+
+type Answer<T> = Result<Json<T>, ApiError>;
+type Body<T> = Result<Json<T>, JsonRejection>;
+
+/// Unpacks a body, or says what is wrong with it.
+fn body<T>(body: Body<T>) -> Result<T, ApiError> {
+    body.map(|Json(value)| value).map_err(|rejection| ApiError::new(ErrorKind::InvalidRequest, rejection.body_text()))
+}
+
+/// An answer without content.
+fn done(_: ()) -> Json<serde_json::Value> {
+    Json(serde_json::json!({}))
+}
+
+/// Returns the router of the unix socket: the whole API.
+pub fn router(context: Context) -> Router {
+    Router::new()
+        .route(path::ADD, post(add))
+        .route(path::DELETE, post(delete))
+        .route(path::CHECK, post(check))
+        .route(path::GC, post(gc))
+        .route(path::STATUS, get(status))
+        .route(path::PODS, get(pods))
+        .route(path::LOG, put(log))
+        .route(path::DATAPATH, put(datapath))
+        .merge(health_routes())
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .fallback(|| async {
+            ApiError::new(ErrorKind::NotFound, "podnet's API has no such path; client and daemon may differ in version")
+        })
+        .with_state(context)
+}
+
+/// Returns the router of the optional TCP address: health only.
+pub fn health_router(context: Context) -> Router {
+    health_routes().with_state(context)
+}
+
+fn health_routes() -> Router<Context> {
+    Router::new().route(path::HEALTHZ, get(healthz)).route(path::READYZ, get(readyz))
+}
+
+async fn add(State(context): State<Context>, request: Body<AddRequest>) -> Answer<Attachment> {
+    let request = Box::new(body(request)?);
+    context.engine.ask(|reply| Command::Add(request, reply)).await.map(Json)
+}
+
+async fn delete(State(context): State<Context>, request: Body<DeleteRequest>) -> Answer<serde_json::Value> {
+    let request = body(request)?;
+    context.engine.ask(|reply| Command::Delete(request, reply)).await.map(done)
+}
+
+async fn check(State(context): State<Context>, request: Body<CheckRequest>) -> Answer<serde_json::Value> {
+    let request = body(request)?;
+    context.engine.ask(|reply| Command::Check(request, reply)).await.map(done)
+}
+
+async fn gc(State(context): State<Context>, request: Body<GcRequest>) -> Answer<GcReply> {
+    let request = body(request)?;
+    context.engine.ask(|reply| Command::Gc(request, reply)).await.map(Json)
+}
+
+async fn status(State(context): State<Context>) -> Answer<Status> {
+    context.engine.ask(Command::Status).await.map(Json)
+}
+
+async fn pods(State(context): State<Context>) -> Answer<Vec<Pod>> {
+    context.engine.ask(Command::Pods).await.map(Json)
+}
+
+async fn log(State(context): State<Context>, levels: Body<LogLevels>) -> Answer<LogLevels> {
+    let levels = body(levels)?;
+    let invalid = |error: anyhow::Error| ApiError::new(ErrorKind::InvalidRequest, format!("{error:#}"));
+    // Both are parsed before either is set.
+    let ebpf = levels.ebpf.as_deref().map(str::parse).transpose().map_err(invalid)?;
+    if let Some(filter) = &levels.daemon {
+        context.logging.set_filter(filter).map_err(invalid)?;
+    }
+    if let Some(level) = ebpf {
+        context.engine.ask(|reply| Command::SetEbpfLog(level, reply)).await?;
+        context.logging.set_ebpf(level);
+    }
+    Ok(Json(context.logging.levels()))
+}
+
+async fn datapath(State(context): State<Context>, request: Body<DatapathRequest>) -> Answer<serde_json::Value> {
+    let request = body(request)?;
+    context.engine.ask(|reply| Command::Datapath(request, reply)).await.map(done)
+}
+
+async fn healthz(State(context): State<Context>) -> Result<&'static str, ApiError> {
+    context.engine.ask(Command::Status).await.map(|_| "ok\n")
+}
+
+async fn readyz(State(context): State<Context>) -> Result<&'static str, ApiError> {
+    match context.engine.ask(Command::Status).await?.not_ready_reason {
+        None => Ok("ok\n"),
+        Some(reason) => Err(ApiError::new(ErrorKind::Unavailable, reason)),
+    }
+}
+
+/// Binds the unix socket, for root alone.
+///
+/// # Errors
+///
+/// Another daemon serves it already, or it cannot be made.
+pub fn bind(socket: &Path) -> Result<UnixListener> {
+    let folder = socket.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    ensure_not_served(socket)?;
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove the stale socket {}", socket.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).with_context(|| format!("bind {}", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("protect {}", socket.display()))?;
+    Ok(listener)
+}
+
+/// Makes sure that no daemon serves a socket.
+///
+/// # Errors
+///
+/// One does.
+pub fn ensure_not_served(socket: &Path) -> Result<()> {
+    if UnixStream::connect(socket).is_ok() {
+        bail!(
+            "another podnet daemon serves {}; stop it first, or give this one a socket of its own",
+            socket.display()
+        );
+    }
+    Ok(())
+}
+
+/// Serves a router on the unix socket until `shutdown` ends; requests under way are answered.
+pub async fn serve_unix(
+    listener: UnixListener,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("serve the API")
+}
+
+/// Serves a router on a TCP address until the runtime ends.
+pub async fn serve_tcp(listener: TcpListener, router: Router) -> Result<()> {
+    axum::serve(listener, router).await.context("serve the health address")
+}
+
+/// How long a shutdown waits for requests under way.
+pub const DRAIN: Duration = Duration::from_secs(5);

@@ -1,1 +1,284 @@
-//! Stub.
+//! The engine owns everything on the node: bridge, veths, addresses, maps, programs, the database. One thread makes
+//! every change, one after the other, so nothing of it needs a lock; the kernel serialises the same work under its
+//! own lock anyway.
+//!
+//! It is synchronous: netlink answers at once, and the maps and the database are memory. What takes long (deleting
+//! veths) is the reaper's.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
+use tracing::{error, info, warn};
+
+use crate::{
+    api::{
+        AddRequest, ApiError, Attachment, AttachmentKey, CheckRequest, DatapathMode, DatapathRequest, DeleteRequest,
+        ErrorKind, GcReply, GcRequest, Mac, Pod, Status,
+    },
+    cni::deletions,
+    config::Config,
+    database::{Database, PodRecord},
+    datapath::{Datapath, LogLevel, LogReader},
+    ipam::Pool,
+    netlink::Socket,
+    netns::{Netns, NetnsId},
+};
+
+mod attachment;
+mod check;
+mod names;
+mod observe;
+mod pod_side;
+mod programs;
+mod reaper;
+mod reconcile;
+mod removal;
+mod status;
+pub mod sysctl;
+
+pub use removal::remove_everything;
+
+/// The answer to a command.
+pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
+
+/// What the engine can be asked for.
+#[derive(Debug)]
+pub enum Command {
+    /// Attach a pod.
+    Add(Box<AddRequest>, Reply<Attachment>),
+    /// Detach a pod.
+    Delete(DeleteRequest, Reply<()>),
+    /// Compare a pod with what was made.
+    Check(CheckRequest, Reply<()>),
+    /// Release the attachments that the runtime does not know.
+    Gc(GcRequest, Reply<GcReply>),
+    /// Describe the node.
+    Status(Reply<Status>),
+    /// List the pods.
+    Pods(Reply<Vec<Pod>>),
+    /// Change the level of the programs' logs.
+    SetEbpfLog(LogLevel, Reply<()>),
+    /// Change the eBPF path while traffic flows.
+    Datapath(DatapathRequest, Reply<()>),
+    /// The kernel lost something; compare soon.
+    Lost(String),
+    /// Detach from the node, leaving everything in place, and end.
+    Stop,
+}
+
+/// A handle by which the API reaches the engine.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: Sender<Command>,
+}
+
+impl Handle {
+    /// Asks the engine for something and waits for its answer.
+    pub async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let stopped = || ApiError::new(ErrorKind::Unavailable, "the podnet daemon is shutting down; try again");
+        self.commands.send(command(reply)).map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Tells the engine something that it does not answer.
+    pub fn tell(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            warn!("the engine has ended");
+        }
+    }
+}
+
+/// How long the engine waits after a loss before it compares, so that a burst of losses costs one comparison.
+const LOSS_DELAY: Duration = Duration::from_millis(200);
+
+/// The engine's state. `pods` and `pools` mirror the database.
+struct Engine {
+    config: Config,
+    database: Database,
+    netlink: Socket,
+    own_netns: NetnsId,
+    bridge_mac: Mac,
+    bridge_ifindex: u32,
+    pods: BTreeMap<AttachmentKey, PodRecord>,
+    pools: Vec<Pool>,
+    /// The loaded eBPF path; `None` in kernel mode, or if it could not be loaded.
+    datapath: Option<Datapath>,
+    /// Whether the programs should be in their blocks.
+    programs_wanted: bool,
+    /// Where readers of the programs' logs go.
+    logs: UnboundedSender<LogReader>,
+    /// Whether podnet's nftables table could be made.
+    nft_usable: bool,
+    /// Why there is no eBPF path although the configuration asks for one.
+    datapath_failure: Option<String>,
+    ebpf_log: LogLevel,
+    reaper: reaper::Reaper,
+    warnings: Vec<String>,
+    repairs: u64,
+    started: Instant,
+}
+
+/// Starts the engine: recovers the node's state, then serves commands on a thread of its own. Readers of the programs'
+/// logs go to `logs`, one with each load.
+///
+/// # Errors
+///
+/// The database cannot be used, or the node cannot be brought into its desired state.
+pub fn start(
+    config: Config,
+    ebpf_log: LogLevel,
+    logs: UnboundedSender<LogReader>,
+) -> Result<(Handle, std::thread::JoinHandle<()>)> {
+    let (commands, inbox) = channel();
+    let mut engine = Engine::recover(config, ebpf_log, logs)?;
+    let thread = std::thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || engine.serve(&inbox))
+        .context("start the engine's thread")?;
+    Ok((Handle { commands }, thread))
+}
+
+impl Engine {
+    /// Opens everything and brings the node into its desired state: ordinary start and crash recovery alike.
+    fn recover(config: Config, ebpf_log: LogLevel, logs: UnboundedSender<LogReader>) -> Result<Self> {
+        let database = Database::open(&config.state_dir)?;
+        let own_netns = Netns::current()?.id()?;
+        let netlink = Socket::open()?;
+        let gateways: Vec<IpAddr> = config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect();
+        let bridge_mac = names::mac_for(&gateways);
+        let pools = config.pod_cidrs.iter().map(|cidr| Pool::new(*cidr)).collect();
+        let mut engine = Self {
+            database,
+            netlink,
+            own_netns,
+            bridge_mac,
+            bridge_ifindex: 0,
+            pods: BTreeMap::new(),
+            pools,
+            datapath: None,
+            programs_wanted: config.datapath == DatapathMode::Ebpf,
+            logs,
+            nft_usable: true,
+            datapath_failure: None,
+            ebpf_log,
+            reaper: reaper::Reaper::start()?,
+            warnings: Vec::new(),
+            repairs: 0,
+            started: Instant::now(),
+            config,
+        };
+        engine.prepare_node()?;
+        engine.load_datapath();
+        engine.load_pods()?;
+        engine.reconcile("start")?;
+        engine.remember_gateways()?;
+        engine.drain_deletions();
+        info!(
+            node = engine.config.node,
+            bridge = engine.config.bridge,
+            datapath = %engine.config.datapath,
+            pods = engine.pods.len(),
+            "node is ready"
+        );
+        Ok(engine)
+    }
+
+    fn serve(&mut self, inbox: &Receiver<Command>) {
+        let interval = Duration::from_secs(self.config.resync_seconds);
+        let mut resync_at = Instant::now() + interval;
+        let mut reason = "resync".to_owned();
+        loop {
+            match inbox.recv_timeout(resync_at.saturating_duration_since(Instant::now())) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Command::Lost(what)) => {
+                    let soon = Instant::now() + LOSS_DELAY;
+                    if soon < resync_at {
+                        resync_at = soon;
+                        reason = what;
+                    }
+                }
+                Ok(command) => self.execute(command),
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(error) = self.reconcile(&reason) {
+                        error!(error = format!("{error:#}"), "reconciliation");
+                    }
+                    self.drain_deletions();
+                    "resync".clone_into(&mut reason);
+                    resync_at = Instant::now() + interval;
+                }
+            }
+        }
+        // Veths that are already detached need not wait for the next start.
+        self.reaper.flush();
+    }
+
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Add(request, reply) => answer(reply, self.add(&request)),
+            Command::Delete(request, reply) => answer(reply, self.delete(&request.key)),
+            Command::Check(request, reply) => answer(reply, self.check(&request)),
+            Command::Gc(request, reply) => answer(reply, self.gc(&request)),
+            Command::Status(reply) => answer(reply, Ok(self.status())),
+            Command::Pods(reply) => answer(reply, Ok(self.list_pods())),
+            Command::SetEbpfLog(level, reply) => answer(reply, self.set_ebpf_log(level)),
+            Command::Datapath(request, reply) => answer(reply, self.change_datapath(request)),
+            Command::Lost(_) | Command::Stop => {}
+        }
+    }
+
+    /// Does the deletions that were queued while no daemon answered.
+    fn drain_deletions(&mut self) {
+        let folder = Config::deletions_dir(&self.config.socket);
+        let done = deletions::drain(&folder, |request: DeleteRequest| {
+            self.delete(&request.key).map_err(anyhow::Error::from)
+        });
+        match done {
+            Ok(0) => {}
+            Ok(count) => info!(count, "did deletions that were queued while the daemon was down"),
+            Err(error) => error!(error = format!("{error:#}"), "drain the queue of deletions"),
+        }
+    }
+
+    /// Takes the pods out of the database. Those whose ADD was never answered stay out, so that reconciliation removes
+    /// what there is of them.
+    fn load_pods(&mut self) -> Result<()> {
+        self.pods = self.database.pods()?;
+        let unanswered: Vec<AttachmentKey> = self
+            .pods
+            .values()
+            .filter(|record| record.state == crate::database::PodState::Adding)
+            .map(|record| record.key.clone())
+            .collect();
+        for key in unanswered {
+            warn!(container = key.container_id, "undoing an ADD that was never answered");
+            self.database.delete(&key)?;
+            self.pods.remove(&key);
+        }
+        for record in self.pods.values() {
+            for address in &record.addresses {
+                let leased = self.pools.iter_mut().any(|pool| pool.lease(*address).is_ok());
+                if !leased {
+                    warn!(%address, container = record.key.container_id, "pod has an address outside the node's pod CIDRs");
+                }
+            }
+        }
+        for pool in &mut self.pools {
+            if let Some(last) = self.database.setting(&names::cursor_setting(pool.cidr()))? {
+                pool.resume_after(last.parse().with_context(|| format!("database holds {last:?} as an address"))?);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, ApiError>) {
+    // Who asked may have gone away; what was done stays done.
+    drop(reply.send(result));
+}

@@ -1,0 +1,38 @@
+//! Reconciliation, the observing third: reads what the kernel and the maps hold.
+
+use anyhow::{Context as _, Result};
+
+use super::Engine;
+use crate::{netlink::tc::Block, nft, plan::Actual};
+
+impl Engine {
+    /// Reads the node's state.
+    pub(super) fn observe(&mut self) -> Result<Actual> {
+        let links = self.netlink.links()?;
+        let bridge = links.iter().find(|link| link.name == self.config.bridge).map(|link| link.ifindex);
+        let (bridge_addresses, neighbors) = match bridge {
+            Some(ifindex) => (self.netlink.addresses(ifindex)?, self.netlink.permanent_neighbors(ifindex)?),
+            None => (Vec::new(), Vec::new()),
+        };
+        let (endpoints, sources) = match &self.datapath {
+            Some(datapath) => (
+                Some(datapath.maps.endpoints()?.into_iter().collect()),
+                Some(datapath.maps.sources()?.into_iter().collect()),
+            ),
+            None => (None, None),
+        };
+        Ok(Actual {
+            links,
+            bridge_addresses,
+            neighbors,
+            fdb: self.netlink.fdb()?.into_iter().collect(),
+            attached: self.netlink.attached_links()?.into_iter().collect(),
+            from_pod: self.netlink.filter_program(Block::FromPod).context("read the programs of pods")?,
+            to_pod: self.netlink.filter_program(Block::ToPod).context("read the programs of pods")?,
+            endpoints,
+            sources,
+            // A node without nft says so once, at start; there is nothing to repair then.
+            nft: !self.nft_usable || nft::is_installed()?,
+        })
+    }
+}

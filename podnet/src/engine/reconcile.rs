@@ -1,0 +1,201 @@
+//! Reconciliation, the acting third: prepares the node and applies plans.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, bail};
+use ipnetwork::IpNetwork;
+use podnet_common::endpoint::{Endpoint, EndpointSource};
+use tracing::{info, warn};
+
+use super::{Engine, sysctl};
+use crate::{
+    api::AttachmentKey,
+    config::Config,
+    netlink::{
+        address::{self, PrefixRoute},
+        link::{self, PortSettings},
+        neighbor, tc,
+    },
+    netns::Netns,
+    nft,
+    plan::{self, BridgeSpec, Change, Desired, REAP_GROUP},
+};
+
+/// Setting that holds the gateways of the last configuration, to remove those that a new one has not.
+const GATEWAYS_SETTING: &str = "gateways";
+
+impl Engine {
+    /// Sets what the node's kernel must do for the kernel path: forward, and send no redirects, since every packet
+    /// between two pods enters and leaves by the bridge.
+    pub(super) fn prepare_node(&mut self) -> Result<()> {
+        let has = |v6: bool| self.config.pod_cidrs.iter().any(|cidr| cidr.is_ipv6() == v6);
+        if has(false) {
+            sysctl::set("ipv4/ip_forward", "1")?;
+            sysctl::set("ipv4/conf/all/send_redirects", "0")?;
+        }
+        if has(true) && !sysctl::set("ipv6/conf/all/forwarding", "1")? {
+            bail!("the kernel has no IPv6, but pod-cidrs has an IPv6 CIDR; remove it or boot with IPv6");
+        }
+        self.warnings.retain(|warning| !warning.starts_with("nftables"));
+        if let Err(error) = nft::install(&self.config.bridge) {
+            self.nft_usable = false;
+            let warning = format!(
+                "nftables: {error:#}; a pod cannot reach itself through a service address until the package nftables is installed and the daemon restarted"
+            );
+            warn!("{warning}");
+            self.warnings.push(warning);
+        }
+        Ok(())
+    }
+
+    /// Compares the node with what should be and mends the differences. Goes on after a change that fails.
+    ///
+    /// # Errors
+    ///
+    /// The node cannot be read, or the first change that failed.
+    pub(super) fn reconcile(&mut self, reason: &str) -> Result<()> {
+        let desired = self.desired()?;
+        let actual = self.observe()?;
+        if let Some(bridge) = actual.links.iter().find(|link| link.name == self.config.bridge) {
+            if bridge.kind != "bridge" {
+                bail!(
+                    "interface {} exists and is no bridge; remove it, or name another bridge in the configuration",
+                    self.config.bridge
+                );
+            }
+            self.bridge_ifindex = bridge.ifindex;
+        }
+        let changes = plan::plan(&desired, &actual);
+        let mut failure = None;
+        let count = changes.len();
+        for change in changes {
+            let what = format!("{change:?}");
+            if let Err(error) = self.apply(change) {
+                warn!(change = what, error = format!("{error:#}"), "reconciliation");
+                failure.get_or_insert(error.context(what));
+            } else if reason != "start" {
+                info!(change = what, reason, "repaired");
+            }
+        }
+        if reason != "start" {
+            self.repairs += count as u64;
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn desired(&self) -> Result<Desired> {
+        let addresses = self.gateway_networks();
+        let earlier = self.database.setting(GATEWAYS_SETTING)?.unwrap_or_default();
+        let stale_addresses = earlier
+            .split_whitespace()
+            .filter_map(|text| text.parse::<IpNetwork>().ok())
+            .filter(|address| !addresses.contains(address))
+            .collect();
+        Ok(Desired {
+            bridge: BridgeSpec {
+                name: self.config.bridge.clone(),
+                mac: self.bridge_mac,
+                mtu: self.config.mtu,
+                addresses,
+                stale_addresses,
+            },
+            pods: self.pods.values().map(Into::into).collect(),
+            programs: self.wanted_programs(),
+        })
+    }
+
+    /// Stores the gateways, so that the next configuration can remove them.
+    pub(super) fn remember_gateways(&mut self) -> Result<()> {
+        let gateways: Vec<String> = self.gateway_networks().iter().map(ToString::to_string).collect();
+        self.database.set_setting(GATEWAYS_SETTING, &gateways.join(" "))
+    }
+
+    fn gateway_networks(&self) -> Vec<IpNetwork> {
+        self.networks(&self.config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect::<Vec<IpAddr>>())
+    }
+
+    fn apply(&mut self, change: Change) -> Result<()> {
+        let bridge = self.bridge_ifindex;
+        match change {
+            Change::CreateBridge => return self.create_bridge(),
+            Change::SetBridge => {
+                self.netlink.request(link::set_link(bridge, Some(self.bridge_mac), self.config.mtu))?;
+            }
+            Change::AddBridgeAddress(address) => {
+                self.netlink.request(address::add(bridge, address, PrefixRoute::Add))?;
+            }
+            Change::DeleteBridgeAddress(address) => self.netlink.request(address::delete(bridge, address))?,
+            Change::AddPort(ifindex) => self.netlink.request(link::set_master(ifindex, bridge))?,
+            Change::SetPort(ifindex) => self.netlink.request(link::set_port(ifindex, PortSettings::POD))?,
+            Change::BringUp(ifindex) => self.netlink.request(link::set_up(ifindex))?,
+            Change::AddFdb(port, mac) => self.netlink.request(neighbor::add_fdb(port, mac))?,
+            Change::AddNeighbor(address, mac) => self.netlink.request(neighbor::add(bridge, address, mac))?,
+            Change::DeleteNeighbor(address) => self.netlink.request(neighbor::delete(bridge, address))?,
+            Change::Attach(ifindex) => return self.attach(ifindex),
+            Change::ReplacePrograms => return self.replace_programs(),
+            Change::RemovePrograms => return self.remove_programs(),
+            Change::DeleteEndpoint(_) | Change::DeleteSource(_) | Change::PutSource(..) | Change::PutEndpoint(..) => {
+                return self.apply_to_maps(&change);
+            }
+            Change::ReapVeth(ifindex) => {
+                self.netlink.request(link::set_group(ifindex, REAP_GROUP))?;
+                self.reaper.doom();
+            }
+            Change::PodLost(key) => return self.handle_lost_pod(&key),
+            Change::InstallNft => return nft::install(&self.config.bridge),
+        }
+        Ok(())
+    }
+
+    fn create_bridge(&mut self) -> Result<()> {
+        let name = &self.config.bridge;
+        self.netlink.request(link::create_bridge(name, self.bridge_mac, self.config.mtu))?;
+        let link = self.netlink.link_by_name(name)?.with_context(|| format!("bridge {name} vanished"))?;
+        self.bridge_ifindex = link.ifindex;
+        sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
+        sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+        Ok(())
+    }
+
+    /// Attaches a veth to the shared blocks, anew if it is attached to something else.
+    fn attach(&mut self, ifindex: u32) -> Result<()> {
+        self.netlink.batch(vec![tc::detach(ifindex), tc::attach(ifindex)])?;
+        let offers = self.program_offers();
+        Ok(self.netlink.batch(offers)?)
+    }
+
+    fn apply_to_maps(&mut self, change: &Change) -> Result<()> {
+        let Some(datapath) = &mut self.datapath else { return Ok(()) };
+        match *change {
+            Change::DeleteEndpoint(address) => datapath.maps.delete_endpoint(address),
+            Change::DeleteSource(ifindex) => datapath.maps.delete_source(ifindex),
+            // While an entry was missing, flows of the pod may have gone the kernel's way unseen.
+            Change::PutSource(ifindex, source) => {
+                let flags = EndpointSource::KERNEL_TOUCHED_V4 | EndpointSource::KERNEL_TOUCHED_V6;
+                datapath.maps.put_source(ifindex, &EndpointSource { flags, ..source })
+            }
+            Change::PutEndpoint(address, endpoint) => {
+                datapath.maps.put_endpoint(address, &Endpoint { flags: Endpoint::KERNEL_TOUCHED, ..endpoint })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A pod's veth is gone. If its network namespace is gone, too, so is the pod; otherwise the runtime still holds it,
+    /// and its lease stays until the DEL.
+    fn handle_lost_pod(&mut self, key: &AttachmentKey) -> Result<()> {
+        let Some(record) = self.pods.get(key) else { return Ok(()) };
+        let same_netns =
+            Netns::open(&record.netns).and_then(|netns| netns.id()).is_ok_and(|id| id == record.netns_id);
+        if same_netns {
+            warn!(
+                container = key.container_id,
+                veth = record.host_ifname,
+                "the pod's veth was deleted, but its network namespace lives: its network is broken until it is recreated"
+            );
+            return Ok(());
+        }
+        info!(container = key.container_id, "the pod is gone without a DEL; releasing its addresses");
+        self.delete(key).map_err(anyhow::Error::from)
+    }
+}

@@ -1,0 +1,97 @@
+//! `podnet daemon --cleanup`: takes everything that podnet made off the node.
+
+use std::{fs, io::ErrorKind, path::Path};
+
+use anyhow::{Context as _, Result};
+use podnet_common::map_name;
+use tracing::info;
+
+use crate::{
+    config::Config,
+    database::Database,
+    datapath::{is_bpffs, unmount_bpffs},
+    netlink::{Socket, link},
+    nft,
+    plan::{REAP_GROUP, is_veth_name},
+};
+
+/// Removes pods' veths, the bridge, the nftables table, the pinned maps, the database and the queue of deletions.
+/// Forwarding stays on: others may rely on it by now. Goes on after an error, and reports all.
+///
+/// # Errors
+///
+/// What could not be removed.
+pub fn remove_everything(config: &Config) -> Result<()> {
+    let steps: [(&str, fn(&Config) -> Result<()>); 5] = [
+        ("veths and bridge", remove_links),
+        ("nftables table", |_| nft::remove()),
+        ("pinned maps", remove_pins),
+        ("database", |config| Database::remove(&config.state_dir)),
+        ("socket and queued deletions", remove_runtime_files),
+    ];
+    let mut errors = Vec::new();
+    for (what, step) in steps {
+        match step(config) {
+            Ok(()) => info!("removed {what}"),
+            Err(error) => errors.push(format!("{what}: {error:#}")),
+        }
+    }
+    anyhow::ensure!(errors.is_empty(), "cleanup: {}", errors.join("; "));
+    Ok(())
+}
+
+fn remove_links(config: &Config) -> Result<()> {
+    let mut netlink = Socket::open()?;
+    let links = netlink.links()?;
+    let mut requests: Vec<_> = links
+        .iter()
+        .filter(|link| link.kind == "veth" && is_veth_name(&link.name))
+        .map(|link| link::set_group(link.ifindex, REAP_GROUP))
+        .collect();
+    requests.push(link::delete_group(REAP_GROUP));
+    requests.extend(
+        links
+            .iter()
+            .filter(|link| link.name == config.bridge && link.kind == "bridge")
+            .map(|link| link::delete(link.ifindex)),
+    );
+    Ok(netlink.batch(requests)?)
+}
+
+fn remove_pins(config: &Config) -> Result<()> {
+    if !is_bpffs(&config.bpffs)? {
+        return Ok(());
+    }
+    for entry in fs::read_dir(&config.bpffs).with_context(|| format!("read {}", config.bpffs.display()))? {
+        let folder = entry?.path();
+        // Pins of any layout version: `v1`, `v2`, ...
+        let ours = folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
+            name.strip_prefix('v').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+        });
+        if !ours {
+            continue;
+        }
+        for name in map_name::ALL {
+            remove_file(&folder.join(name))?;
+        }
+        fs::remove_dir(&folder).with_context(|| format!("remove {}", folder.display()))?;
+    }
+    unmount_bpffs(&config.bpffs)
+}
+
+fn remove_runtime_files(config: &Config) -> Result<()> {
+    remove_file(&config.socket)?;
+    match fs::remove_dir_all(Config::deletions_dir(&config.socket)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("remove the queue of deletions"),
+        _ => Ok(()),
+    }
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

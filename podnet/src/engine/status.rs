@@ -1,0 +1,81 @@
+//! What the engine tells of the node.
+
+use podnet_common::LAYOUT_VERSION;
+
+use super::Engine;
+use crate::{
+    api::{CounterStatus, DatapathStatus, Pod, PoolStatus, Status},
+    config::Config,
+    ipam::Pool,
+};
+
+impl Engine {
+    /// Describes the node.
+    pub(super) fn status(&self) -> Status {
+        let not_ready_reason = self.not_ready_reason();
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: self.config.node.clone(),
+            pid: std::process::id(),
+            uptime: self.started.elapsed().as_secs(),
+            ready: not_ready_reason.is_none(),
+            not_ready_reason,
+            bridge: self.config.bridge.clone(),
+            bridge_mac: self.bridge_mac,
+            mtu: self.config.mtu,
+            pools: self.pools.iter().map(pool_status).collect(),
+            pods: self.pods.len(),
+            reaping: self.reaper.waiting(),
+            datapath: self.datapath_status(),
+            warnings: self.warnings.clone(),
+            repairs: self.repairs,
+        }
+    }
+
+    /// Says why no pod could be added now.
+    fn not_ready_reason(&self) -> Option<String> {
+        self.pools.iter().find(|pool| pool.used() >= pool.capacity()).map(|pool| {
+            format!("no free address: all {} pod addresses of {} are in use", pool.capacity(), pool.cidr())
+        })
+    }
+
+    fn datapath_status(&self) -> DatapathStatus {
+        let detached = || "detached on request; `podnet datapath attach` attaches the programs".to_owned();
+        let counters = self.datapath.as_ref().and_then(|datapath| datapath.maps.counters().ok()).unwrap_or_default();
+        DatapathStatus {
+            mode: self.config.datapath,
+            attached: self.wanted_programs().is_some(),
+            reason: self.datapath_failure.clone().or_else(|| {
+                (self.datapath.is_some() && !self.programs_wanted).then(detached)
+            }),
+            pins: self
+                .datapath
+                .as_ref()
+                .map(|_| self.config.bpffs.join(format!("v{LAYOUT_VERSION}")).display().to_string()),
+            counters: counters.into_iter().collect::<Vec<CounterStatus>>(),
+        }
+    }
+
+    /// Lists the pods, in order of their keys.
+    pub(super) fn list_pods(&self) -> Vec<Pod> {
+        self.pods
+            .values()
+            .map(|record| Pod {
+                key: record.key.clone(),
+                network: record.network.clone(),
+                pod: record.pod.clone(),
+                addresses: record.addresses.clone(),
+                mac: record.mac,
+                host_ifname: record.host_ifname.clone(),
+                host_ifindex: record.host_ifindex,
+                netns: record.netns.clone(),
+                mtu: record.mtu,
+                created: record.created,
+            })
+            .collect()
+    }
+}
+
+fn pool_status(pool: &Pool) -> PoolStatus {
+    PoolStatus { cidr: pool.cidr(), gateway: Config::gateway(pool.cidr()), capacity: pool.capacity(), used: pool.used() }
+}
