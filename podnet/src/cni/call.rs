@@ -207,7 +207,7 @@ mod tests {
             if let Err(error) = parse(command, "", &stdin) {
                 prop_assert!(super::super::code(error.fault) > 0);
             }
-            Version::for_error(&stdin);
+            prop_assert!(Version::for_error(&stdin) <= Version::LATEST);
         }
 
         #[test]

@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn gc_tells_an_absent_list_from_an_empty_one() {
-        let valid = |members| conf(members).unwrap().valid_attachments();
+        let valid = |members: &str| conf(members).unwrap().valid_attachments();
         assert_eq!(valid("").unwrap(), None);
         assert_eq!(valid(r#""cni.dev/valid-attachments":null"#).unwrap(), None);
         assert_eq!(valid(r#""cni.dev/valid-attachments":[]"#).unwrap(), Some(vec![]));
