@@ -10,6 +10,7 @@ pub mod cni;
 pub mod install;
 pub mod api;
 pub mod engine;
+pub mod logging;
 pub mod plan;
 pub mod database;
 pub mod ipam;
