@@ -38,11 +38,13 @@ pub enum LabCommand {
     Up(UpArgs),
     /// Show a lab's nodes and pods
     Status {
+        /// Which lab
         #[command(flatten)]
         lab: LabName,
     },
     /// Run a command in the network namespace of a node or pod
     Exec {
+        /// Which lab
         #[command(flatten)]
         lab: LabName,
         /// Name of the node or pod, such as node1 or pod2
@@ -53,6 +55,7 @@ pub enum LabCommand {
     },
     /// Ping every pod from every other pod and from the nodes, and show the path taken
     Ping {
+        /// Which lab
         #[command(flatten)]
         lab: LabName,
         /// Requests for each pair and family
@@ -61,6 +64,7 @@ pub enum LabCommand {
     },
     /// Remove a lab
     Down {
+        /// Which lab
         #[command(flatten)]
         lab: LabName,
     },

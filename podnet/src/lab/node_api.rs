@@ -16,6 +16,7 @@ use crate::api::{DatapathRequest, Pod, Status, path};
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns `None` once pods can be added; what is missing until then.
+#[must_use]
 pub fn not_ready_reason(socket: &Path) -> Option<String> {
     match request(socket, "GET", path::READYZ, "") {
         Ok((200, _)) => None,

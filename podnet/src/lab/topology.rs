@@ -204,13 +204,11 @@ impl Lab {
         let node = self.nodes.iter().map(|node| (node, node.name.as_str(), node.netns.as_str()));
         let pods = self.pods().map(|(node, pod)| (node, pod.name.as_str(), pod.netns.as_str()));
         let all: Vec<_> = node.chain(pods).collect();
-        match all.iter().find(|(_, candidate, _)| *candidate == name) {
-            Some((node, _, netns)) => Ok((node, netns)),
-            None => {
-                let names: Vec<_> = all.iter().map(|(_, name, _)| *name).collect();
-                bail!("lab {} has no node or pod {name:?}; it has: {}", self.name, names.join(", "))
-            }
+        if let Some((node, _, netns)) = all.iter().find(|(_, candidate, _)| *candidate == name) {
+            return Ok((node, netns));
         }
+        let names: Vec<_> = all.iter().map(|(_, name, _)| *name).collect();
+        bail!("lab {} has no node or pod {name:?}; it has: {}", self.name, names.join(", "))
     }
 }
 
