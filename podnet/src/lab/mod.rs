@@ -1,1 +1,271 @@
-//! Stub.
+//! `podnet lab`: the reference cluster on one Linux machine, out of network namespaces.
+//!
+//! ```text
+//!   netns LAB-node1                        netns LAB-pod1, LAB-pod2, ...
+//!   +------------------------------+       +-----------+
+//!   | podnet daemon   own bpffs    |  veth | eth0      |
+//!   | v-net-0 10.244.1.1 ----------+-------| 10.244.1.2|
+//!   +------------------------------+       +-----------+
+//! ```
+//!
+//! The lab is data ([`topology`]); [`Lab::up`] makes it real and [`Lab::down`] leaves nothing of it. Pods are attached
+//! by the real CNI plugin ([`runtime`]). Nothing here touches the machine's own interfaces, routes or firewall.
+
+use std::{os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Subcommand};
+use ipnetwork::IpNetwork;
+
+use crate::{api::DatapathMode, netns::Netns};
+
+pub mod topology;
+pub mod up;
+pub mod node;
+pub mod runtime;
+pub mod node_api;
+pub mod ping;
+pub mod echo;
+pub mod process;
+pub mod poll;
+
+pub use topology::{Families, Lab, Node, Options, Pod};
+
+/// What to do with a lab.
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Make a lab: nodes with their daemons, and pods
+    Up(UpArgs),
+    /// Show a lab's nodes and pods
+    Status {
+        /// Which lab
+        #[command(flatten)]
+        lab: LabName,
+    },
+    /// Run a command in the network namespace of a node or pod
+    Exec {
+        /// Which lab
+        #[command(flatten)]
+        lab: LabName,
+        /// Name of the node or pod, such as node1 or pod2
+        target: String,
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<String>,
+    },
+    /// Ping every pod from every other pod and from the nodes, and show the path taken
+    Ping {
+        /// Which lab
+        #[command(flatten)]
+        lab: LabName,
+        /// Requests for each pair and family
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        count: u16,
+    },
+    /// Remove a lab
+    Down {
+        /// Which lab
+        #[command(flatten)]
+        lab: LabName,
+    },
+}
+
+/// Which lab.
+#[derive(Debug, Args)]
+pub struct LabName {
+    /// Name of the lab
+    #[arg(long, default_value = topology::DEFAULT_NAME)]
+    name: String,
+}
+
+/// Arguments of `podnet lab up`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    lab: LabName,
+    /// Number of nodes
+    #[arg(long, default_value_t = 1)]
+    nodes: u8,
+    /// Pods per node
+    #[arg(long, default_value_t = 3)]
+    pods: u16,
+    /// Which path carries pod-to-pod packets
+    #[arg(long, value_enum, default_value_t = DatapathMode::Ebpf)]
+    datapath: DatapathMode,
+    /// Give pods IPv6 addresses as well as IPv4 ones (the default)
+    #[arg(long, overrides_with = "no_ipv6")]
+    ipv6: bool,
+    /// Give pods IPv4 addresses only
+    #[arg(long)]
+    no_ipv6: bool,
+    /// Pod CIDR of the node instead of the reference ones; repeat it for the other family
+    #[arg(long = "pod-cidr", value_name = "CIDR")]
+    pod_cidrs: Vec<IpNetwork>,
+    /// MTU of pods in bytes
+    #[arg(long, default_value_t = 1500)]
+    mtu: u32,
+    /// Filter of the daemon's log
+    #[arg(long, default_value = "info")]
+    log: String,
+    /// The podnet binary to run [default: this one]
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+impl UpArgs {
+    fn options(self) -> Result<Options> {
+        let reference = Options::reference()?;
+        Ok(Options {
+            name: self.lab.name,
+            nodes: self.nodes,
+            pods: self.pods,
+            datapath: self.datapath,
+            families: if self.no_ipv6 && !self.ipv6 { Families::V4 } else { Families::Dual },
+            pod_cidrs: self.pod_cidrs,
+            mtu: self.mtu,
+            log: self.log,
+            binary: match self.binary {
+                Some(binary) => binary.canonicalize().with_context(|| format!("find {}", binary.display()))?,
+                None => reference.binary,
+            },
+        })
+    }
+}
+
+/// Runs `podnet lab`.
+///
+/// # Errors
+///
+/// What went wrong, and what to do about it.
+pub fn run(command: LabCommand) -> Result<ExitCode> {
+    match command {
+        LabCommand::Up(args) => up(args),
+        LabCommand::Status { lab } => status(&lab.name),
+        LabCommand::Exec { lab, target, command } => exec(&lab.name, &target, &command),
+        LabCommand::Ping { lab, count } => ping(&lab.name, count),
+        LabCommand::Down { lab } => down(&lab.name),
+    }
+}
+
+fn up(args: UpArgs) -> Result<ExitCode> {
+    let lab = Lab::up(&args.options()?)?;
+    print!("{}", describe(&lab)?);
+    let option = if lab.name == topology::DEFAULT_NAME { String::new() } else { format!(" --name {}", lab.name) };
+    println!("\nNext:");
+    println!("  podnet lab ping{option}");
+    if let [first, second, ..] = &lab.pods().map(|(_, pod)| pod.name.as_str()).collect::<Vec<_>>()[..] {
+        println!(
+            "  podnet lab exec{option} {first} -- ip address        # or a shell, iperf3, tcpdump, ... in {second}"
+        );
+    }
+    for node in &lab.nodes {
+        println!("  podnet status --socket {}", node.socket().display());
+    }
+    println!("  podnet lab down{option}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status(name: &str) -> Result<ExitCode> {
+    up::require_root("asks daemons over sockets that only root may use")?;
+    let lab = Lab::load(name)?;
+    print!("{}", describe(&lab)?);
+    let all_ready = lab.nodes.iter().all(|node| node_api::not_ready_reason(&node.socket()).is_none());
+    Ok(if all_ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Describes a lab's nodes and pods for people.
+fn describe(lab: &Lab) -> Result<String> {
+    use std::fmt::Write as _;
+    let mut text = format!("lab {} in {}\n", lab.name, lab.dir().display());
+    for node in &lab.nodes {
+        let daemon = match (node.daemon, node_api::not_ready_reason(&node.socket())) {
+            (Some(daemon), None) => format!("ready (pid {})", daemon.pid),
+            (Some(daemon), Some(reason)) if daemon.is_running()? => format!("not ready: {reason}"),
+            (Some(daemon), Some(_)) => format!("ended (pid {}); see {}", daemon.pid, node.log_path().display()),
+            (None, _) => "not started".into(),
+        };
+        let cidrs: Vec<_> = node.pod_cidrs.iter().map(ToString::to_string).collect();
+        writeln!(text, "  {}: daemon {daemon}, datapath {}, pod CIDRs {}", node.name, node.datapath, cidrs.join(", "))?;
+        for pod in &node.pods {
+            let addresses: Vec<_> = pod.addresses.iter().map(|address| address.ip().to_string()).collect();
+            let shown = if addresses.is_empty() { "not attached".into() } else { addresses.join(", ") };
+            writeln!(text, "    {}: {shown}", pod.name)?;
+        }
+    }
+    Ok(text)
+}
+
+fn exec(name: &str, target: &str, command: &[String]) -> Result<ExitCode> {
+    up::require_root("enters network namespaces")?;
+    let lab = Lab::load(name)?;
+    let (node, netns) = lab.find(target)?;
+    let [program, arguments @ ..] = command else { anyhow::bail!("give a command after --") };
+    // The new program takes this process over, terminal and signals included; the kernel keeps the namespace of
+    // the thread that calls exec.
+    Netns::open_named(netns)?.run(|| {
+        let error = std::process::Command::new(program).args(arguments).env("PODNET_SOCKET", node.socket()).exec();
+        Err(error).with_context(|| format!("run {program} in {target}"))
+    })
+}
+
+fn ping(name: &str, count: u16) -> Result<ExitCode> {
+    up::require_root("enters network namespaces")?;
+    let rows = Lab::load(name)?.ping(count)?;
+    println!("{}", ping::table(&rows));
+    let failed = rows.iter().filter(|row| !row.complete()).count();
+    if failed == 0 {
+        println!("\nall {} pairs answer", rows.len());
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("\n{failed} of {} pairs lose packets", rows.len());
+    Ok(ExitCode::FAILURE)
+}
+
+fn down(name: &str) -> Result<ExitCode> {
+    match Lab::down(name)? {
+        up::Removed::Lab { warnings } => {
+            for warning in warnings {
+                eprintln!("warning: {warning}");
+            }
+            println!("lab {name} is gone");
+        }
+        up::Removed::Nothing => println!("there is no lab {name}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(subcommand)]
+        command: LabCommand,
+    }
+
+    fn parse(arguments: &str) -> LabCommand {
+        Cli::try_parse_from(std::iter::once("lab").chain(arguments.split(' '))).unwrap().command
+    }
+
+    #[test]
+    fn up_takes_its_options_from_the_command_line() {
+        let LabCommand::Up(args) = parse("up --name t --pods 1 --datapath kernel --no-ipv6 --mtu 9000") else {
+            panic!()
+        };
+        let options = args.options().unwrap();
+        assert_eq!((options.name.as_str(), options.pods, options.mtu), ("t", 1, 9000));
+        assert_eq!((options.datapath, options.families), (DatapathMode::Kernel, Families::V4));
+        let LabCommand::Up(args) = parse("up --no-ipv6 --ipv6") else { panic!() };
+        assert_eq!(args.options().unwrap().families, Families::Dual);
+    }
+
+    #[test]
+    fn exec_passes_the_command_on_as_it_is() {
+        let LabCommand::Exec { lab, target, command } = parse("exec --name t pod1 -- ip -6 route") else { panic!() };
+        assert_eq!((lab.name.as_str(), target.as_str()), ("t", "pod1"));
+        assert_eq!(command, ["ip", "-6", "route"]);
+    }
+}

@@ -1,0 +1,137 @@
+//! What a network namespace knows of its interfaces: statistics, links, addresses, neighbours, protocol errors.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use podnet::netns::Netns;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::command::{read_proc, run};
+
+/// Statistics of one interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+}
+
+impl std::ops::Sub for Statistics {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self { rx_packets: self.rx_packets - earlier.rx_packets, tx_packets: self.tx_packets - earlier.tx_packets }
+    }
+}
+
+/// Returns the statistics of all interfaces.
+pub fn statistics(netns: &Netns) -> BTreeMap<String, Statistics> {
+    parse_dev(&read_proc(netns, "/proc/net/dev"))
+}
+
+fn parse_dev(text: &str) -> BTreeMap<String, Statistics> {
+    let line = |line: &str| {
+        let (name, numbers) = line.split_once(':')?;
+        let numbers: Vec<u64> = numbers.split_ascii_whitespace().map_while(|number| number.parse().ok()).collect();
+        // Eight columns of receiving, then eight of sending; packets are the second of each.
+        Some((name.trim().to_owned(), Statistics { rx_packets: *numbers.get(1)?, tx_packets: *numbers.get(9)? }))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Returns every counter of checksum errors that is not zero.
+pub fn checksum_errors(netns: &Netns) -> Vec<(String, u64)> {
+    let v4 = parse_snmp(&read_proc(netns, "/proc/net/snmp"));
+    let v6 = parse_snmp6(&read_proc(netns, "/proc/net/snmp6"));
+    v4.into_iter().chain(v6).filter(|(name, count)| name.contains("Csum") && *count > 0).collect()
+}
+
+/// Pairs of lines: `Tcp: name name`, `Tcp: number number`.
+fn parse_snmp(text: &str) -> Vec<(String, u64)> {
+    let lines: Vec<_> = text.lines().collect();
+    let pair = |pair: &[&str]| -> Vec<(String, u64)> {
+        let names = pair[0].split_ascii_whitespace();
+        let numbers = pair[1].split_ascii_whitespace();
+        let protocol = pair[0].split(':').next().unwrap_or_default();
+        // TcpMaxConn is -1: no counter.
+        names
+            .zip(numbers)
+            .filter_map(|(name, number)| Some((format!("{protocol}{name}"), number.parse().ok()?)))
+            .collect()
+    };
+    lines.chunks_exact(2).flat_map(pair).collect()
+}
+
+fn parse_snmp6(text: &str) -> Vec<(String, u64)> {
+    let line = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// A link, as `ip -j link` shows it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Link {
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Name of the interface.
+    pub ifname: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// Returns all links.
+pub fn links(netns: &Netns) -> Vec<Link> {
+    ip(netns, &["link", "show"])
+}
+
+/// A neighbour, as `ip -j neighbour` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Neighbor {
+    /// Address of the neighbour.
+    pub dst: IpAddr,
+    /// Its MAC, if it is known.
+    #[serde(default)]
+    pub lladdr: Option<String>,
+}
+
+/// Returns the neighbours whose MAC is known, sorted.
+pub fn neighbors(netns: &Netns) -> Vec<(IpAddr, String)> {
+    let all: Vec<Neighbor> = ip(netns, &["neighbour", "show"]);
+    let mut known: Vec<_> = all.into_iter().filter_map(|neighbor| Some((neighbor.dst, neighbor.lladdr?))).collect();
+    known.sort();
+    known
+}
+
+/// Returns the routes of a family as `ip -j` shows them.
+pub fn routes(netns: &Netns, family: crate::Family) -> Vec<serde_json::Value> {
+    let option = if family == crate::Family::V4 { "-4" } else { "-6" };
+    ip(netns, &[option, "route", "show"])
+}
+
+fn ip<T: DeserializeOwned>(netns: &Netns, arguments: &[&str]) -> Vec<T> {
+    let arguments: Vec<_> = std::iter::once("-j").chain(arguments.iter().copied()).collect();
+    let text = run(netns, "ip", &arguments);
+    // An empty list is printed as nothing by some versions.
+    let text = if text.trim().is_empty() { "[]" } else { &text };
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("ip {arguments:?}: {error}: {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_are_read_by_column() {
+        let text = "Inter-| Receive | Transmit\n face |bytes packets\n  eth0: 10 2 0 0 0 0 0 0 30 4 0 0 0 0 0 0\n";
+        assert_eq!(parse_dev(text)["eth0"], Statistics { rx_packets: 2, tx_packets: 4 });
+    }
+
+    #[test]
+    fn protocol_counters_are_read_by_name() {
+        let all = parse_snmp("Tcp: RtoMin MaxConn InCsumErrors\nTcp: 200 -1 3\n");
+        assert!(all.contains(&("TcpInCsumErrors".into(), 3)), "{all:?}");
+        assert_eq!(parse_snmp6("Udp6InCsumErrors   7\n"), [("Udp6InCsumErrors".into(), 7)]);
+    }
+}
