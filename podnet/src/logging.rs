@@ -1,6 +1,9 @@
 //! The daemon's logs: structured lines on standard error, whose levels can be changed while it runs.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    io::IsTerminal as _,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::{Context as _, Result};
 use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _};
@@ -30,7 +33,7 @@ impl Logging {
         let registry = tracing_subscriber::registry().with(filter);
         let writer = std::io::stderr;
         match config.format {
-            LogFormat::Text => registry.with(fmt::layer().with_writer(writer).with_target(false)).try_init(),
+            LogFormat::Text => registry.with(fmt::layer().with_writer(writer).with_ansi(writer().is_terminal()).with_target(false)).try_init(),
             LogFormat::Json => registry.with(fmt::layer().json().with_writer(writer)).try_init(),
         }
         .context("start logging")?;

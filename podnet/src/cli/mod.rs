@@ -209,6 +209,6 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 /// Returns a table without borders, with a heading.
 fn table<const N: usize>(heading: [&str; N]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_header(heading);
+    table.load_style(comfy_table::presets::NOTHING).set_header(heading);
     table
 }

@@ -34,9 +34,6 @@ pub(super) struct PodSide<'a> {
     pub(super) gateway_mac: Mac,
 }
 
-/// Index of the loopback interface in every network namespace.
-const LOOPBACK: u32 = 1;
-
 impl PodSide<'_> {
     /// Brings the interface with this index up: addresses, gateway, default routes.
     ///
@@ -48,7 +45,7 @@ impl PodSide<'_> {
             if self.addresses.iter().any(IpNetwork::is_ipv6) {
                 self.prepare_ipv6()?;
             }
-            let mut requests = vec![link::set_up(LOOPBACK), link::set_up(ifindex)];
+            let mut requests = vec![link::set_up(link::LOOPBACK), link::set_up(ifindex)];
             for (address, gateway) in self.addresses.iter().zip(self.gateways) {
                 requests.push(address::add(ifindex, *address, PrefixRoute::Omit));
                 requests.push(neighbor::add(ifindex, *gateway, self.gateway_mac));

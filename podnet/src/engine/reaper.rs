@@ -60,8 +60,9 @@ impl Reaper {
     pub(super) fn flush(&self) {
         let (done, wait) = channel();
         if self.messages.send(Message::Flush(done)).is_ok() {
-            // An error means that the reaper has ended; then there is nothing to wait for.
-            drop(wait.recv());
+            if wait.recv().is_err() {
+                error!("the reaper has ended; veths will be deleted at the next start");
+            }
         }
     }
 
@@ -95,8 +96,9 @@ fn reap(netlink: &mut Socket, inbox: &Receiver<Message>, waiting: &AtomicUsize) 
         }
         waiting.fetch_sub(doomed, Ordering::Relaxed);
         for done in flushes {
-            // Who waited may have gone away.
-            drop(done.send(()));
+            if done.send(()).is_err() {
+                error!("who waited for the reaper has gone");
+            }
         }
     }
 }

@@ -7,12 +7,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::{
-    RouteNetlinkMessage,
-    link::{LinkFlags, LinkMessage},
-};
-use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -25,7 +19,10 @@ use super::{
     runtime::{Added, Request, Runtime},
     topology::{Node, Pod},
 };
-use crate::netns::Netns;
+use crate::{
+    netlink::{Socket, link},
+    netns::Netns,
+};
 
 /// How long a daemon may take until it is ready.
 pub const READY_DEADLINE: Duration = Duration::from_secs(20);
@@ -173,26 +170,7 @@ pub fn make_netns(name: &str) -> Result<Netns> {
 
 /// Sets `lo` up in the calling thread's namespace.
 fn set_loopback_up() -> Result<()> {
-    let mut link = LinkMessage::default();
-    // The kernel gives index 1 to the loopback interface of every namespace (LOOPBACK_IFINDEX in net/flow.h).
-    link.header.index = 1;
-    link.header.flags = LinkFlags::Up;
-    link.header.change_mask = LinkFlags::Up;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_ACK;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::SetLink(link)));
-    message.finalize();
-    let mut buffer = vec![0; message.buffer_len()];
-    message.serialize(&mut buffer);
-
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.send(&buffer, 0)?;
-    let (reply, _) = socket.recv_from_full()?;
-    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&reply)?.payload {
-        NetlinkPayload::Error(error) => error.code.map_or(Ok(()), |_| Err(error.to_io().into())),
-        other => bail!("unexpected netlink answer {other:?}"),
-    }
+    Ok(Socket::open()?.request(link::set_up(link::LOOPBACK))?)
 }
 
 /// Unmounts every bpffs from a folder; one that does not exist, or on which nothing is mounted, is success.

@@ -14,6 +14,9 @@ use rtnetlink::{
 use super::{Error, Request, Socket, Tolerate};
 use crate::api::Mac;
 
+/// Index of the loopback interface in every network namespace (`LOOPBACK_IFINDEX` in net/flow.h).
+pub const LOOPBACK: u32 = 1;
+
 /// What podnet wants to know of a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
@@ -152,7 +155,8 @@ pub fn set_port(ifindex: u32, settings: PortSettings) -> Request {
         .learning(settings.learning)
         .flood(settings.unicast_flood)
         .build();
-    Request::new(format!("set bridge port {ifindex} up"), RouteNetlinkMessage::SetLink(message), 0)
+    // The kernel reads a port's settings from RTM_NEWLINK alone (rtnl_newlink in net/core/rtnetlink.c).
+    Request::new(format!("set bridge port {ifindex} up"), RouteNetlinkMessage::NewLink(message), 0)
 }
 
 /// Returns the request that puts a link into a group.
