@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 use crate::{
     api::server,
     config::Config,
-    datapath,
+    drops,
     engine::{self, Command},
     logging::Logging,
     netlink::monitor,
@@ -55,7 +55,7 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
         // Each load of the programs brings a reader of its own; that of replaced programs ends with them.
         let mut current: Option<tokio::task::JoinHandle<()>> = None;
         while let Some(reader) = logs.recv().await {
-            if let Some(previous) = current.replace(tokio::spawn(datapath::forward_logs(reader))) {
+            if let Some(previous) = current.replace(tokio::spawn(drops::forward_logs(reader))) {
                 previous.abort();
             }
         }
@@ -107,7 +107,7 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
 
 /// Logs each drop that the programs report, with the pod's name.
 async fn report_drops(config: Config, engine: engine::Handle) {
-    if let Err(error) = datapath::report_drops(&config.bpffs, engine).await {
+    if let Err(error) = drops::report(&config.bpffs, engine).await {
         error!(error = format!("{error:#}"), "drops are counted, but not reported any more");
     }
 }

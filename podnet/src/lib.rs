@@ -9,6 +9,7 @@ pub mod lab;
 pub mod cni;
 pub mod install;
 pub mod api;
+pub mod drops;
 pub mod engine;
 pub mod logging;
 pub mod plan;

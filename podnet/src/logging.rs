@@ -11,7 +11,7 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt as _, re
 use crate::{
     api::LogLevels,
     config::{LogConfig, LogFormat},
-    datapath::LogLevel,
+    datapath::logs::LogLevel,
 };
 
 /// A handle to the levels in force.
@@ -28,7 +28,7 @@ impl Logging {
     ///
     /// A level or filter is unusable, or logging has been started already.
     pub fn start(config: &LogConfig) -> Result<Self> {
-        let ebpf = config.ebpf.parse().context("log.ebpf")?;
+        let ebpf = config.ebpf.parse().map_err(anyhow::Error::msg).context("log.ebpf")?;
         let (filter, handle) = reload::Layer::new(parse(&config.daemon).context("log.daemon")?);
         let registry = tracing_subscriber::registry().with(filter);
         let writer = std::io::stderr;

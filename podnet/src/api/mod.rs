@@ -285,6 +285,26 @@ pub struct Pod {
     pub created: u64,
 }
 
+impl Pod {
+    /// Returns what people call the pod: `namespace/name`, or its container ID.
+    #[must_use]
+    pub fn display_name(&self) -> String {
+        self.pod.display_name(&self.key)
+    }
+}
+
+impl PodIdentity {
+    /// Returns what people call the pod: `namespace/name`, or its container ID.
+    #[must_use]
+    pub fn display_name(&self, key: &AttachmentKey) -> String {
+        match (self.namespace.as_str(), self.name.as_str()) {
+            (_, "") => key.container_id.clone(),
+            ("", name) => name.to_owned(),
+            (namespace, name) => format!("{namespace}/{name}"),
+        }
+    }
+}
+
 /// How full a pool of addresses is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolStatus {

@@ -124,7 +124,7 @@ async fn log(State(context): State<Context>, levels: Body<LogLevels>) -> Answer<
     let levels = body(levels)?;
     let invalid = |error: anyhow::Error| ApiError::new(ErrorKind::InvalidRequest, format!("{error:#}"));
     // Both are parsed before either is set.
-    let ebpf = levels.ebpf.as_deref().map(str::parse).transpose().map_err(invalid)?;
+    let ebpf = levels.ebpf.as_deref().map(str::parse).transpose().map_err(anyhow::Error::msg).map_err(invalid)?;
     if let Some(filter) = &levels.daemon {
         context.logging.set_filter(filter).map_err(invalid)?;
     }

@@ -88,14 +88,9 @@ pub(super) fn list(client: &Client, format: Format) -> Result<()> {
     }
     let mut table = super::table(["POD", "ADDRESSES", "MAC", "VETH", "IFINDEX", "CONTAINER"]);
     for pod in pods {
-        let name = match (pod.pod.namespace.as_str(), pod.pod.name.as_str()) {
-            (_, "") => "-".to_owned(),
-            ("", name) => name.to_owned(),
-            (namespace, name) => format!("{namespace}/{name}"),
-        };
         let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
         table.add_row([
-            name,
+            pod.display_name(),
             addresses.join(" "),
             pod.mac.to_string(),
             pod.host_ifname,

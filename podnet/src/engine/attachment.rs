@@ -214,7 +214,7 @@ impl Engine {
         self.remember_cursor(addresses);
         info!(
             container = record.key.container_id,
-            pod = %display_name(&record),
+            pod = %record.pod.display_name(&record.key),
             addresses = ?record.addresses,
             veth = record.host_ifname,
             "attached"
@@ -250,7 +250,7 @@ impl Engine {
             tc::attach(link.ifindex),
             neighbor::add_fdb(link.ifindex, record.mac),
         ];
-        requests.extend(self.program_offers());
+        requests.extend(self.program_offers()?);
         requests.extend(
             record.addresses.iter().map(|address| neighbor::add(self.bridge_ifindex, *address, record.mac)),
         );
@@ -259,7 +259,7 @@ impl Engine {
         // The guard stands before the pod can send its first packet.
         let spec = PodSpec::from(&*record);
         if let Some(datapath) = &mut self.datapath {
-            datapath.maps.put_source(link.ifindex, &spec.source())?;
+            datapath.maps_mut().upsert_source(link.ifindex, spec.source())?;
         }
         let addresses = self.networks(&record.addresses);
         let gateways = self.gateways(&record.addresses);
@@ -274,7 +274,7 @@ impl Engine {
         .configure(netns, pod_ifindex)?;
         if let Some(datapath) = &mut self.datapath {
             for address in &record.addresses {
-                datapath.maps.put_endpoint(Address::from(*address), &spec.endpoint(self.bridge_mac))?;
+                datapath.maps_mut().upsert_endpoint(Address::from(*address), spec.endpoint(self.bridge_mac))?;
             }
         }
         Ok(())
@@ -306,10 +306,11 @@ impl Engine {
     /// Takes a pod out of the maps: addresses first, so that nothing leads to an interface without a guard.
     fn unpublish(&mut self, record: &PodRecord) {
         let Some(datapath) = &mut self.datapath else { return };
-        let mut removed: Vec<Result<()>> =
-            record.addresses.iter().map(|address| datapath.maps.delete_endpoint(Address::from(*address))).collect();
+        let maps = datapath.maps_mut();
+        let mut removed: Vec<Result<bool>> =
+            record.addresses.iter().map(|address| maps.remove_endpoint(Address::from(*address))).collect();
         if record.host_ifindex != 0 {
-            removed.push(datapath.maps.delete_source(record.host_ifindex));
+            removed.push(maps.remove_source(record.host_ifindex));
         }
         for error in removed.into_iter().filter_map(Result::err) {
             warn!(error = format!("{error:#}"), "take container {} out of the maps", record.key.container_id);
@@ -336,7 +337,7 @@ impl Engine {
             warn!(%error, "detach container {}; reconciliation finishes it", key.container_id);
         }
         self.reaper.doom();
-        info!(container = key.container_id, pod = %display_name(&record), "detached");
+        info!(container = key.container_id, pod = %record.pod.display_name(&record.key), "detached");
         Ok(())
     }
 
@@ -404,15 +405,6 @@ impl Engine {
                 warn!(error = format!("{error:#}"), "store the last address");
             }
         }
-    }
-}
-
-/// Returns what people call the pod: `namespace/name`, or its container ID.
-pub(super) fn display_name(record: &PodRecord) -> String {
-    match (record.pod.namespace.as_str(), record.pod.name.as_str()) {
-        (_, "") => record.key.container_id.clone(),
-        ("", name) => name.to_owned(),
-        (namespace, name) => format!("{namespace}/{name}"),
     }
 }
 

@@ -94,7 +94,7 @@ impl Engine {
     fn check_maps(&mut self, record: &PodRecord) -> Result<()> {
         let spec = PodSpec::from(record);
         let Some(datapath) = &self.datapath else { return Ok(()) };
-        let source = datapath.maps.source(record.host_ifindex)?;
+        let source = datapath.maps().source(record.host_ifindex)?;
         ensure!(
             source.is_some_and(|source| source.v4 == spec.source().v4
                 && source.v6 == spec.source().v6
@@ -103,7 +103,7 @@ impl Engine {
             record.host_ifname
         );
         for address in &record.addresses {
-            let endpoint = datapath.maps.endpoint(&Address::from(*address))?;
+            let endpoint = datapath.maps().endpoint(Address::from(*address))?;
             ensure!(
                 endpoint.is_some_and(|endpoint| endpoint.ifindex == record.host_ifindex && endpoint.mac == record.mac.0),
                 "map ENDPOINTS does not lead from {address} to veth {}",

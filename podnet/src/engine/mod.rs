@@ -24,7 +24,7 @@ use crate::{
     cni::deletions,
     config::Config,
     database::{Database, PodRecord},
-    datapath::{Datapath, LogLevel, LogReader},
+    datapath::{loader::Datapath, logs::{LogLevel, Logs}},
     ipam::Pool,
     netlink::Socket,
     netns::{Netns, NetnsId},
@@ -113,7 +113,7 @@ struct Engine {
     /// Whether the programs should be in their blocks.
     programs_wanted: bool,
     /// Where readers of the programs' logs go.
-    logs: UnboundedSender<LogReader>,
+    logs: UnboundedSender<Logs>,
     /// Whether podnet's nftables table could be made.
     nft_usable: bool,
     /// Why there is no eBPF path although the configuration asks for one.
@@ -134,7 +134,7 @@ struct Engine {
 pub fn start(
     config: Config,
     ebpf_log: LogLevel,
-    logs: UnboundedSender<LogReader>,
+    logs: UnboundedSender<Logs>,
 ) -> Result<(Handle, std::thread::JoinHandle<()>)> {
     let (commands, inbox) = channel();
     let mut engine = Engine::recover(config, ebpf_log, logs)?;
@@ -147,7 +147,7 @@ pub fn start(
 
 impl Engine {
     /// Opens everything and brings the node into its desired state: ordinary start and crash recovery alike.
-    fn recover(config: Config, ebpf_log: LogLevel, logs: UnboundedSender<LogReader>) -> Result<Self> {
+    fn recover(config: Config, ebpf_log: LogLevel, logs: UnboundedSender<Logs>) -> Result<Self> {
         let database = Database::open(&config.state_dir)?;
         let own_netns = Netns::current()?.id()?;
         let netlink = Socket::open()?;

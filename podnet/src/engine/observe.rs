@@ -16,8 +16,8 @@ impl Engine {
         };
         let (endpoints, sources) = match &self.datapath {
             Some(datapath) => (
-                Some(datapath.maps.endpoints()?.into_iter().collect()),
-                Some(datapath.maps.sources()?.into_iter().collect()),
+                Some(datapath.maps().endpoints()?.into_iter().collect()),
+                Some(datapath.maps().sources()?.into_iter().collect()),
             ),
             None => (None, None),
         };

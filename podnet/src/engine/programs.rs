@@ -2,14 +2,17 @@
 
 use std::os::fd::AsRawFd as _;
 
-use anyhow::{Context as _, Result};
-use podnet_common::{LAYOUT_VERSION, program_name, settings::Settings};
+use anyhow::Result;
+use podnet_common::{program_name, settings::Settings};
 use tracing::{error, info};
 
 use super::{Engine, attachment::internal};
 use crate::{
     api::{ApiError, DatapathMode, DatapathRequest, ErrorKind},
-    datapath::{Datapath, LogLevel, ensure_bpffs},
+    datapath::{
+        loader::{Datapath, ensure_bpffs, pin_dir},
+        logs::LogLevel,
+    },
     netlink::{Request, tc::{self, Block}},
     plan::Programs,
 };
@@ -39,9 +42,7 @@ impl Engine {
 
     fn load(&self) -> Result<Datapath> {
         ensure_bpffs(&self.config.bpffs)?;
-        let pins = self.config.bpffs.join(format!("v{LAYOUT_VERSION}"));
-        std::fs::create_dir_all(&pins).with_context(|| format!("create {}", pins.display()))?;
-        let mut datapath = Datapath::load(&pins, Settings::DEFAULT, self.ebpf_log)?;
+        let mut datapath = Datapath::load(&pin_dir(&self.config.bpffs), Settings::DEFAULT, self.ebpf_log)?;
         if let Some(logs) = datapath.take_logs()
             && self.logs.send(logs).is_err()
         {
@@ -51,20 +52,21 @@ impl Engine {
     }
 
     /// Returns the requests that give the blocks their programs where they have none.
-    pub(super) fn program_offers(&self) -> Vec<Request> {
-        let Some(datapath) = self.datapath.as_ref().filter(|_| self.programs_wanted) else { return Vec::new() };
-        vec![
-            tc::offer_filter(Block::FromPod, program_name::FROM_POD, datapath.from_pod_fd().as_raw_fd()),
-            tc::offer_filter(Block::ToPod, program_name::TO_POD, datapath.to_pod_fd().as_raw_fd()),
-        ]
+    pub(super) fn program_offers(&self) -> Result<Vec<Request>> {
+        let Some(datapath) = self.datapath.as_ref().filter(|_| self.programs_wanted) else { return Ok(Vec::new()) };
+        Ok(vec![
+            tc::offer_filter(Block::FromPod, program_name::FROM_POD, datapath.from_pod_fd()?.as_raw_fd()),
+            tc::offer_filter(Block::ToPod, program_name::TO_POD, datapath.to_pod_fd()?.as_raw_fd()),
+        ])
     }
 
     /// Returns the IDs of the programs that the blocks should hold.
-    pub(super) fn wanted_programs(&self) -> Option<Programs> {
+    pub(super) fn wanted_programs(&self) -> Result<Option<Programs>> {
         self.datapath
             .as_ref()
             .filter(|_| self.programs_wanted)
-            .map(|datapath| Programs { from_pod: datapath.from_pod_id(), to_pod: datapath.to_pod_id() })
+            .map(|datapath| Ok(Programs { from_pod: datapath.from_pod_id()?, to_pod: datapath.to_pod_id()? }))
+            .transpose()
     }
 
     /// Puts the programs into their blocks, replacing others atomically. Where there were none, flows have gone the
@@ -75,10 +77,10 @@ impl Engine {
             || self.netlink.filter_program(Block::ToPod)?.is_none();
         let Some(datapath) = &mut self.datapath else { return Ok(()) };
         if gap {
-            datapath.maps.set_kernel_touched_all()?;
+            datapath.maps_mut().set_kernel_touched_all()?;
         }
-        let from_pod = datapath.from_pod_fd().as_raw_fd();
-        let to_pod = datapath.to_pod_fd().as_raw_fd();
+        let from_pod = datapath.from_pod_fd()?.as_raw_fd();
+        let to_pod = datapath.to_pod_fd()?.as_raw_fd();
         self.netlink.request(tc::replace_filter(Block::FromPod, program_name::FROM_POD, from_pod))?;
         if gap {
             std::thread::sleep(SETTLE);

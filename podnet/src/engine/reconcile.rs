@@ -100,7 +100,7 @@ impl Engine {
                 stale_addresses,
             },
             pods: self.pods.values().map(Into::into).collect(),
-            programs: self.wanted_programs(),
+            programs: self.wanted_programs()?,
         })
     }
 
@@ -160,22 +160,23 @@ impl Engine {
     /// Attaches a veth to the shared blocks, anew if it is attached to something else.
     fn attach(&mut self, ifindex: u32) -> Result<()> {
         self.netlink.batch(vec![tc::detach(ifindex), tc::attach(ifindex)])?;
-        let offers = self.program_offers();
+        let offers = self.program_offers()?;
         Ok(self.netlink.batch(offers)?)
     }
 
     fn apply_to_maps(&mut self, change: &Change) -> Result<()> {
         let Some(datapath) = &mut self.datapath else { return Ok(()) };
         match *change {
-            Change::DeleteEndpoint(address) => datapath.maps.delete_endpoint(address),
-            Change::DeleteSource(ifindex) => datapath.maps.delete_source(ifindex),
+            Change::DeleteEndpoint(address) => datapath.maps_mut().remove_endpoint(address).map(drop),
+            Change::DeleteSource(ifindex) => datapath.maps_mut().remove_source(ifindex).map(drop),
             // While an entry was missing, flows of the pod may have gone the kernel's way unseen.
             Change::PutSource(ifindex, source) => {
                 let flags = EndpointSource::KERNEL_TOUCHED_V4 | EndpointSource::KERNEL_TOUCHED_V6;
-                datapath.maps.put_source(ifindex, &EndpointSource { flags, ..source })
+                datapath.maps_mut().upsert_source(ifindex, EndpointSource { flags, ..source }).map(drop)
             }
             Change::PutEndpoint(address, endpoint) => {
-                datapath.maps.put_endpoint(address, &Endpoint { flags: Endpoint::KERNEL_TOUCHED, ..endpoint })
+                let endpoint = Endpoint { flags: Endpoint::KERNEL_TOUCHED, ..endpoint };
+                datapath.maps_mut().upsert_endpoint(address, endpoint).map(drop)
             }
             _ => Ok(()),
         }

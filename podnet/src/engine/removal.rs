@@ -9,7 +9,7 @@ use tracing::info;
 use crate::{
     config::Config,
     database::Database,
-    datapath::{is_bpffs, unmount_bpffs},
+    datapath::loader::{is_bpffs, unmount_bpffs},
     netlink::{Socket, link},
     nft,
     plan::{REAP_GROUP, is_veth_name},
@@ -59,7 +59,7 @@ fn remove_links(config: &Config) -> Result<()> {
 }
 
 fn remove_pins(config: &Config) -> Result<()> {
-    if !is_bpffs(&config.bpffs)? {
+    if !config.bpffs.exists() || !is_bpffs(&config.bpffs)? {
         return Ok(());
     }
     for entry in fs::read_dir(&config.bpffs).with_context(|| format!("read {}", config.bpffs.display()))? {

@@ -1,10 +1,8 @@
 //! What the engine tells of the node.
 
-use podnet_common::LAYOUT_VERSION;
-
 use super::Engine;
 use crate::{
-    api::{CounterStatus, DatapathStatus, Pod, PoolStatus, Status},
+    api::{DatapathStatus, Pod, PoolStatus, Status},
     config::Config,
     ipam::Pool,
 };
@@ -41,18 +39,18 @@ impl Engine {
 
     fn datapath_status(&self) -> DatapathStatus {
         let detached = || "detached on request; `podnet datapath attach` attaches the programs".to_owned();
-        let counters = self.datapath.as_ref().and_then(|datapath| datapath.maps.counters().ok()).unwrap_or_default();
+        let counters = self.datapath.as_ref().and_then(|datapath| datapath.maps().counters().ok()).unwrap_or_default();
         DatapathStatus {
             mode: self.config.datapath,
-            attached: self.wanted_programs().is_some(),
+            attached: self.datapath.is_some() && self.programs_wanted,
             reason: self.datapath_failure.clone().or_else(|| {
                 (self.datapath.is_some() && !self.programs_wanted).then(detached)
             }),
             pins: self
                 .datapath
                 .as_ref()
-                .map(|_| self.config.bpffs.join(format!("v{LAYOUT_VERSION}")).display().to_string()),
-            counters: counters.into_iter().collect::<Vec<CounterStatus>>(),
+                .map(|datapath| datapath.maps().pin_dir().display().to_string()),
+            counters,
         }
     }
 

@@ -1,0 +1,200 @@
+//! `podnet maps dump`: prints the eBPF maps from their pins, whether or not the daemon runs.
+
+use std::{collections::HashMap, path::Path};
+
+use anyhow::{Result, bail};
+use podnet_common::{
+    endpoint::{Endpoint, EndpointSource},
+    flow::Flow,
+    map_name,
+};
+use serde_json::{Map, Value, json};
+
+use super::{Format, print, print_json};
+use crate::{
+    api::{Mac, client::Client},
+    datapath::maps::Maps,
+};
+
+/// One printable map: a heading and rows of JSON values in the heading's order.
+struct Dump {
+    name: &'static str,
+    heading: &'static [&'static str],
+    rows: Vec<Vec<Value>>,
+}
+
+/// Maps that have entries; `EVENTS` is a stream.
+const DUMPABLE: [&str; 4] =
+    [map_name::ENDPOINTS, map_name::ENDPOINTS_BY_IFINDEX, map_name::KERNEL_FLOWS, map_name::COUNTERS];
+
+/// Prints one map, or all that have entries.
+///
+/// # Errors
+///
+/// There is no such map, or it is not pinned in this folder.
+pub(super) fn dump(pins: &Path, map: Option<&str>, format: Format, client: &Client) -> Result<()> {
+    let names: Vec<&str> = match map {
+        None => DUMPABLE.to_vec(),
+        Some(wanted) => match DUMPABLE.iter().find(|name| name.eq_ignore_ascii_case(wanted)) {
+            Some(name) => vec![name],
+            None if wanted.eq_ignore_ascii_case(map_name::EVENTS) => {
+                bail!("EVENTS is a ring buffer, which the daemon reads: its log shows each drop")
+            }
+            None => bail!("there is no map {wanted:?}; the maps are {}", DUMPABLE.join(", ")),
+        },
+    };
+    let maps = Maps::from_pins(pins)?;
+    // Names of pods are a courtesy of the daemon; the maps know only addresses and interfaces.
+    let pods: HashMap<u32, String> = client
+        .pods()
+        .map(|pods| pods.into_iter().map(|pod| (pod.host_ifindex, pod.display_name())).collect())
+        .unwrap_or_default();
+    let dumps = names.into_iter().map(|name| read(&maps, name, &pods)).collect::<Result<Vec<_>>>()?;
+    match format {
+        Format::Json => print_json(&Value::Object(dumps.iter().map(|dump| (dump.name.into(), dump.json())).collect())),
+        Format::Table => {
+            let text: Vec<String> = dumps.iter().map(Dump::table).collect();
+            print(&text.join("\n\n"))
+        }
+    }
+}
+
+impl Dump {
+    fn json(&self) -> Value {
+        let entry = |row: &Vec<Value>| {
+            let fields = self.heading.iter().zip(row).map(|(key, value)| ((*key).to_owned(), value.clone()));
+            Value::Object(fields.collect::<Map<_, _>>())
+        };
+        Value::Array(self.rows.iter().map(entry).collect())
+    }
+
+    fn table(&self) -> String {
+        let mut table = comfy_table::Table::new();
+        table
+            .load_style(comfy_table::presets::NOTHING)
+            .set_header(self.heading.iter().map(|name| name.replace('_', " ").to_uppercase()));
+        for row in &self.rows {
+            table.add_row(row.iter().map(|value| match value {
+                Value::String(text) => text.clone(),
+                Value::Null => "-".to_owned(),
+                Value::Array(words) => words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
+                other => other.to_string(),
+            }));
+        }
+        format!("{} ({} entries)\n{}", self.name, self.rows.len(), table.trim_fmt())
+    }
+}
+
+fn read(maps: &Maps, name: &'static str, pods: &HashMap<u32, String>) -> Result<Dump> {
+    let pod = |ifindex: u32| pods.get(&ifindex).map_or(Value::Null, |name| json!(name));
+    let (heading, mut rows): (&[&str], Vec<Vec<Value>>) = match name {
+        map_name::ENDPOINTS => (
+            &["address", "ifindex", "mac", "gateway_mac", "flags", "pod"],
+            maps.endpoints()?
+                .into_iter()
+                .map(|(address, endpoint)| {
+                    let flags = flags(endpoint.flags, &[(Endpoint::KERNEL_TOUCHED, "kernel-touched")]);
+                    let (mac, gateway_mac) = (Mac(endpoint.mac), Mac(endpoint.gateway_mac));
+                    let ifindex = endpoint.ifindex;
+                    vec![json!(address.to_ip()), json!(ifindex), json!(mac), json!(gateway_mac), flags, pod(ifindex)]
+                })
+                .collect(),
+        ),
+        map_name::ENDPOINTS_BY_IFINDEX => (
+            &["ifindex", "ipv4", "ipv6", "mac", "flags", "pod"],
+            maps.sources()?
+                .into_iter()
+                .map(|(ifindex, source)| {
+                    let v4 = (source.v4 != [0; 4]).then(|| std::net::Ipv4Addr::from(source.v4));
+                    let v6 = (source.v6 != [0; 16]).then(|| std::net::Ipv6Addr::from(source.v6));
+                    let flags = flags(
+                        source.flags,
+                        &[
+                            (EndpointSource::KERNEL_TOUCHED_V4, "kernel-touched-v4"),
+                            (EndpointSource::KERNEL_TOUCHED_V6, "kernel-touched-v6"),
+                        ],
+                    );
+                    vec![json!(ifindex), json!(v4), json!(v6), json!(Mac(source.mac)), flags, pod(ifindex)]
+                })
+                .collect(),
+        ),
+        map_name::KERNEL_FLOWS => (
+            &["protocol", "first", "second", "state", "idle_seconds"],
+            maps.flows()?
+                .into_iter()
+                .map(|(key, flow)| {
+                    let end = |address: podnet_common::address::Address, port: [u8; 2]| {
+                        json!(std::net::SocketAddr::new(address.to_ip(), u16::from_be_bytes(port)).to_string())
+                    };
+                    let state = flags(
+                        flow.state,
+                        &[
+                            (Flow::OWNED_BY_EBPF, "ebpf"),
+                            (Flow::OWNED_BY_KERNEL, "kernel"),
+                            (Flow::SEEN_FROM_FIRST, "seen-from-first"),
+                            (Flow::SEEN_FROM_SECOND, "seen-from-second"),
+                        ],
+                    );
+                    let (first, second) = (end(key.first, key.first_port), end(key.second, key.second_port));
+                    vec![json!(protocol(key.protocol)), first, second, state, json!(idle_seconds(flow.last_seen))]
+                })
+                .collect(),
+        ),
+        _ => (
+            &["kind", "name", "packets", "bytes"],
+            maps.counters()?
+                .into_iter()
+                .map(|counter| {
+                    vec![json!(counter.kind), json!(counter.name), json!(counter.packets), json!(counter.bytes)]
+                })
+                .collect(),
+        ),
+    };
+    if name != map_name::COUNTERS {
+        // The kernel lists a hash in no order; the same content should print the same.
+        rows.sort_by_cached_key(|row| Value::Array(row.clone()).to_string());
+    }
+    Ok(Dump { name, heading, rows })
+}
+
+fn flags(bits: u32, names: &[(u32, &str)]) -> Value {
+    Value::Array(names.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| json!(name)).collect())
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        1 => "icmp".into(),
+        6 => "tcp".into(),
+        17 => "udp".into(),
+        58 => "icmpv6".into(),
+        132 => "sctp".into(),
+        other => other.to_string(),
+    }
+}
+
+/// Seconds since a tick of the programs' clock, to about a second.
+fn idle_seconds(last_seen: u32) -> Option<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).ok()?;
+    let now_ns = u128::try_from(now.tv_sec()).ok()? * 1_000_000_000 + u128::try_from(now.tv_nsec()).ok()?;
+    let ticks = ((now_ns >> Flow::TICK_SHIFT) as u32).wrapping_sub(last_seen);
+    u64::try_from((u128::from(ticks) << Flow::TICK_SHIFT) / 1_000_000_000).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_named() {
+        assert_eq!(flags(0b101, &[(1, "a"), (2, "b"), (4, "c")]), json!(["a", "c"]));
+        assert_eq!(flags(0, &[(1, "a")]), json!([]));
+    }
+
+    #[test]
+    fn a_flow_that_was_just_seen_is_not_idle() {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+        let tick = ((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> Flow::TICK_SHIFT) as u32;
+        assert!(idle_seconds(tick).unwrap() <= 1);
+        assert_eq!(idle_seconds(tick.wrapping_sub(100)).map(|idle| idle / 10), Some(10));
+    }
+}

@@ -1,0 +1,96 @@
+//! Reports what the programs drop and log, as lines of the daemon's log.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::io::{Interest, unix::AsyncFd};
+use tracing::warn;
+
+use crate::{
+    datapath::{events::{DropEvent, Events}, loader::pin_dir, logs::Logs},
+    engine::{Command, Handle},
+};
+
+/// How long to wait for the ring buffer to be pinned, and between two looks.
+const PIN_POLL: Duration = Duration::from_secs(2);
+
+/// How old the list of pods may be when a drop is given a name.
+const NAMES_AGE: Duration = Duration::from_secs(1);
+
+/// Logs each drop that the programs report, with the pod's name, for ever.
+///
+/// # Errors
+///
+/// The ring buffer cannot be read.
+pub async fn report(bpffs: &Path, engine: Handle) -> Result<()> {
+    let pins = pin_dir(bpffs);
+    let events = loop {
+        if pins.join(podnet_common::map_name::EVENTS).exists() {
+            break Events::from_pins(&pins)?;
+        }
+        tokio::time::sleep(PIN_POLL).await;
+    };
+    let mut events = AsyncFd::with_interest(events, Interest::READABLE).context("watch the ring buffer EVENTS")?;
+    let mut names = Names { engine, by_ifindex: HashMap::new(), read: None };
+    loop {
+        let mut ready = events.readable_mut().await.context("watch the ring buffer EVENTS")?;
+        while let Some(event) = ready.get_inner_mut().next_event() {
+            let pod = names.get(event.ifindex).await;
+            log(&event, &pod);
+        }
+        ready.clear_ready();
+    }
+}
+
+/// Forwards the log lines of one load of the programs to the daemon's log, for ever.
+pub async fn forward_logs(logs: Logs) {
+    let mut logs = match AsyncFd::with_interest(logs, Interest::READABLE) {
+        Ok(logs) => logs,
+        Err(error) => return warn!(%error, "the programs' log lines cannot be read"),
+    };
+    while let Ok(mut ready) = logs.readable_mut().await {
+        ready.get_inner_mut().forward();
+        ready.clear_ready();
+    }
+}
+
+fn log(event: &DropEvent, pod: &str) {
+    let packet = event.summary();
+    let text = |value: Option<std::net::IpAddr>| value.map_or_else(|| "-".to_owned(), |address| address.to_string());
+    warn!(
+        reason = event.reason_name(),
+        hook = event.hook_name(),
+        pod,
+        ifindex = event.ifindex,
+        source = text(packet.source),
+        destination = text(packet.destination),
+        source_mac = packet.source_mac.map(|mac| mac.to_string()),
+        protocol = packet.protocol,
+        bytes = event.packet_len,
+        lost = event.lost,
+        "dropped"
+    );
+}
+
+/// Names of pods by the index of their host-side veth, at most [`NAMES_AGE`] old.
+struct Names {
+    engine: Handle,
+    by_ifindex: HashMap<u32, String>,
+    read: Option<Instant>,
+}
+
+impl Names {
+    async fn get(&mut self, ifindex: u32) -> String {
+        if self.read.is_none_or(|read| read.elapsed() > NAMES_AGE) {
+            if let Ok(pods) = self.engine.ask(Command::Pods).await {
+                self.by_ifindex = pods.into_iter().map(|pod| (pod.host_ifindex, pod.display_name())).collect();
+            }
+            self.read = Some(Instant::now());
+        }
+        self.by_ifindex.get(&ifindex).cloned().unwrap_or_else(|| "unknown".to_owned())
+    }
+}
