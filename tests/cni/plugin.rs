@@ -91,6 +91,7 @@ impl Plugin {
     pub(crate) fn run_with(&self, command: &str, variables: &[(&str, OsString)], stdin: &str) -> Outcome {
         let mut process = Command::new(binary());
         process
+            .current_dir(self.root.path())
             .env_clear()
             .env("CNI_COMMAND", command)
             .stdin(Stdio::piped())
