@@ -36,6 +36,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer read: the list of pods of a very large node fits a hundred times.
 const ANSWER_LIMIT: u64 = 64 << 20;
 
+/// Size of the input and the output buffer: a request or an answer of the CNI plugin fits.
+const BUFFER: usize = 8 << 10;
+
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -172,6 +175,8 @@ impl Client {
             .http_status_as_error(false)
             .max_redirects(0)
             .max_idle_connections(0)
+            .input_buffer_size(BUFFER)
+            .output_buffer_size(BUFFER)
             .timeout_global(Some(self.timeout))
             .build();
         let agent = Agent::with_parts(config, connector, NoResolver);
@@ -291,6 +296,16 @@ impl fmt::Debug for UnixTransport {
     }
 }
 
+/// Returns what is left of a call's time, to bound the next system call.
+fn time_left(timeout: NextTimeout) -> Result<Option<Duration>, ureq::Error> {
+    // `not_zero` gives a second more to a call whose time is up; a daemon that trickles would have it again and again.
+    if timeout.after.is_zero() {
+        Err(ureq::Error::Timeout(timeout.reason))
+    } else {
+        Ok(timeout.not_zero().map(|left| *left))
+    }
+}
+
 /// Maps the two kinds that an expired socket timeout has to ureq's timeout.
 fn timed_out(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     match error.kind() {
@@ -305,13 +320,13 @@ impl Transport for UnixTransport {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        self.stream.set_write_timeout(timeout.not_zero().map(|after| *after))?;
+        self.stream.set_write_timeout(time_left(timeout)?)?;
         let output = &self.buffers.output()[..amount];
         self.stream.write_all(output).map_err(|error| timed_out(error, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        self.stream.set_read_timeout(timeout.not_zero().map(|after| *after))?;
+        self.stream.set_read_timeout(time_left(timeout)?)?;
         let input = self.buffers.input_append_buf();
         let amount = loop {
             match self.stream.read(input) {
@@ -437,5 +452,37 @@ mod tests {
         let _listener = UnixListener::bind(&socket).unwrap();
         let client = Client::new(&socket).with_timeout(Duration::from_millis(100));
         assert!(matches!(client.readyz().unwrap_err(), ClientError::Timeout { .. }));
+    }
+
+    #[test]
+    fn a_trickling_daemon_is_a_timeout() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("podnet.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nx-slow: ").unwrap();
+            // Until the client has gone.
+            while stream.write_all(b"x").is_ok() {
+                thread::park_timeout(Duration::from_millis(20));
+            }
+        });
+        let started = std::time::Instant::now();
+        let client = Client::new(&socket).with_timeout(Duration::from_millis(200));
+        assert!(matches!(client.readyz().unwrap_err(), ClientError::Timeout { .. }));
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn requests_and_answers_larger_than_the_buffers_pass() {
+        let pad = "x".repeat(100_000);
+        let body = format!("{{\"released\":[],\"pad\":\"{pad}\"}}");
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let (_dir, client, server) = serve_once(answer.leak());
+        let valid =
+            (0..2000).map(|id| crate::api::AttachmentKey { container_id: format!("{id:064}"), ifname: "eth0".into() });
+        let request = GcRequest { network: "podnet".into(), valid: valid.collect() };
+        assert_eq!(client.gc(&request).unwrap(), GcReply::default());
+        assert!(server.join().unwrap().ends_with(&serde_json::to_string(&request).unwrap()));
     }
 }
