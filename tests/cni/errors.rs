@@ -1,13 +1,18 @@
 //! Every code that the plugin gives, from bad input and from the daemon's errors.
 
-use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
+use std::{
+    ffi::OsString,
+    fs::File,
+    os::unix::ffi::OsStringExt as _,
+    process::{Command, Stdio},
+};
 
 use podnet::api::ErrorKind;
 use serde_json::{Value, json};
 
 use crate::{
     fake_daemon::{Answer, FakeDaemon},
-    plugin::Plugin,
+    plugin::{Plugin, binary},
 };
 
 #[test]
@@ -154,6 +159,19 @@ fn an_error_speaks_the_version_of_the_request() {
         let error: Value = serde_json::from_str(&outcome.stdout).expect("error object");
         assert_eq!(error["cniVersion"], spoken);
     }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let full = || File::options().write(true).open("/dev/full").expect("/dev/full");
+    let status = Command::new(binary())
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::null())
+        .stdout(full())
+        .stderr(full())
+        .status()
+        .expect("run the plugin");
+    assert_eq!(status.code(), Some(1), "neither success nor a panic");
 }
 
 /// A configuration for CHECK whose `prevResult` is that of the pod.

@@ -51,7 +51,7 @@ impl Outcome {
 }
 
 /// Returns the binary, which the test command builds beside this test.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("path of the test");
     let path = test.parent().and_then(Path::parent).expect("target/<profile>/deps").join("podnet");
     assert!(path.is_file(), "{} is missing: run `cargo build -p podnet` with the same profile first", path.display());
@@ -91,6 +91,7 @@ impl Plugin {
     pub(crate) fn run_with(&self, command: &str, variables: &[(&str, OsString)], stdin: &str) -> Outcome {
         let mut process = Command::new(binary());
         process
+            .current_dir(self.root.path())
             .env_clear()
             .env("CNI_COMMAND", command)
             .stdin(Stdio::piped())

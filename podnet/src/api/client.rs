@@ -36,6 +36,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer read: the list of pods of a very large node fits a hundred times.
 const ANSWER_LIMIT: u64 = 64 << 20;
 
+/// Size of the input and the output buffer: a request or an answer of the CNI plugin fits.
+const BUFFER: usize = 8 << 10;
+
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -172,6 +175,8 @@ impl Client {
             .http_status_as_error(false)
             .max_redirects(0)
             .max_idle_connections(0)
+            .input_buffer_size(BUFFER)
+            .output_buffer_size(BUFFER)
             .timeout_global(Some(self.timeout))
             .build();
         let agent = Agent::with_parts(config, connector, NoResolver);
@@ -291,6 +296,16 @@ impl fmt::Debug for UnixTransport {
     }
 }
 
+/// Returns what is left of a call's time, to bound the next system call.
+fn time_left(timeout: NextTimeout) -> Result<Option<Duration>, ureq::Error> {
+    // `not_zero` gives a second more to a call whose time is up; a daemon that trickles would have it again and again.
+    if timeout.after.is_zero() {
+        Err(ureq::Error::Timeout(timeout.reason))
+    } else {
+        Ok(timeout.not_zero().map(|left| *left))
+    }
+}
+
 /// Maps the two kinds that an expired socket timeout has to ureq's timeout.
 fn timed_out(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     match error.kind() {
@@ -305,13 +320,13 @@ impl Transport for UnixTransport {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        self.stream.set_write_timeout(timeout.not_zero().map(|after| *after))?;
+        self.stream.set_write_timeout(time_left(timeout)?)?;
         let output = &self.buffers.output()[..amount];
         self.stream.write_all(output).map_err(|error| timed_out(error, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        self.stream.set_read_timeout(timeout.not_zero().map(|after| *after))?;
+        self.stream.set_read_timeout(time_left(timeout)?)?;
         let input = self.buffers.input_append_buf();
         let amount = loop {
             match self.stream.read(input) {
@@ -343,99 +358,4 @@ impl Resolver for NoResolver {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{io::BufRead as _, os::unix::net::UnixListener, thread};
-
-    use super::*;
-    use crate::api::ErrorKind;
-
-    /// Serves one connection: reads the head and the body, and sends `answer`.
-    fn serve_once(answer: &'static str) -> (tempfile::TempDir, Client, thread::JoinHandle<String>) {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("podnet.sock");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let server = thread::spawn(move || {
-            let (stream, _) = listener.accept().unwrap();
-            let mut reader = io::BufReader::new(&stream);
-            let mut seen = String::new();
-            while !seen.ends_with("\r\n\r\n") {
-                reader.read_line(&mut seen).unwrap();
-            }
-            let length = seen
-                .lines()
-                .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok())
-                .unwrap_or(0);
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).unwrap();
-            (&stream).write_all(answer.as_bytes()).unwrap();
-            seen + &String::from_utf8(body).unwrap()
-        });
-        (dir, Client::new(&socket).with_timeout(Duration::from_secs(5)), server)
-    }
-
-    fn delete() -> DeleteRequest {
-        DeleteRequest { key: crate::api::AttachmentKey { container_id: "c1".into(), ifname: "eth0".into() } }
-    }
-
-    #[test]
-    fn a_call_sends_json_and_reads_json() {
-        let (_dir, client, server) =
-            serve_once("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{\"new\":1}");
-        client.delete(&delete()).unwrap();
-        let seen = server.join().unwrap();
-        assert!(seen.starts_with("POST /v1/cni/delete HTTP/1.1\r\n"), "{seen}");
-        assert!(seen.to_ascii_lowercase().contains("content-type: application/json"), "{seen}");
-        assert!(seen.ends_with("{\"container_id\":\"c1\",\"ifname\":\"eth0\"}"), "{seen}");
-    }
-
-    #[test]
-    fn a_chunked_answer_is_read() {
-        let (_dir, client, server) =
-            serve_once("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n\r\n");
-        assert_eq!(client.pods().unwrap(), []);
-        assert!(server.join().unwrap().starts_with("GET /v1/pods HTTP/1.1\r\n"));
-    }
-
-    #[test]
-    fn an_error_answer_is_the_apis() {
-        let (_dir, client, _server) = serve_once(
-            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 43\r\n\r\n{\"kind\":\"unavailable\",\"message\":\"starting\"}",
-        );
-        let error = client.readyz().unwrap_err();
-        assert!(matches!(&error, ClientError::Api(api) if api.kind == ErrorKind::Unavailable), "{error:?}");
-    }
-
-    #[test]
-    fn other_answers_are_protocol_errors() {
-        let (_dir, client, _server) = serve_once("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnope");
-        assert!(matches!(client.status().unwrap_err(), ClientError::Protocol { reason, .. } if reason.contains("404")));
-        let (_dir, client, _server) = serve_once("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnope");
-        assert!(matches!(client.status().unwrap_err(), ClientError::Protocol { .. }));
-        let (_dir, client, _server) = serve_once("garbage\r\n\r\n");
-        assert!(matches!(client.status().unwrap_err(), ClientError::Protocol { .. }));
-        let (_dir, client, _server) = serve_once("");
-        assert!(!matches!(client.status().unwrap_err(), ClientError::Unreachable { .. } | ClientError::Api(_)));
-    }
-
-    #[test]
-    fn no_socket_and_no_listener_are_unreachable() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("podnet.sock");
-        let message = Client::new(&socket).readyz().unwrap_err().to_string();
-        assert!(message.contains(&*socket.to_string_lossy()) && message.contains("podnet daemon"), "{message}");
-        drop(UnixListener::bind(&socket).unwrap());
-        let error = Client::new(&socket).readyz().unwrap_err();
-        assert!(matches!(error, ClientError::Unreachable { reason, .. } if reason.contains("nothing listens")));
-        let long = Path::new("/").join("x".repeat(200));
-        assert!(matches!(Client::new(&long).readyz().unwrap_err(), ClientError::Unreachable { .. }));
-    }
-
-    #[test]
-    fn a_silent_daemon_is_a_timeout() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("podnet.sock");
-        let _listener = UnixListener::bind(&socket).unwrap();
-        let client = Client::new(&socket).with_timeout(Duration::from_millis(100));
-        assert!(matches!(client.readyz().unwrap_err(), ClientError::Timeout { .. }));
-    }
-}
+mod tests;

@@ -122,14 +122,14 @@ fn serve(call: DaemonCall) -> Result<Vec<u8>, CniError> {
         Verb::Add(request) => add(&client, call.version, &request),
         Verb::Delete { request, network } => delete(&client, &request, &network).map(|()| Vec::new()),
         Verb::Check(request) => {
-            client.check(&request).map_err(|error| from_client(Command::Check, error)).map(|()| Vec::new())
+            client.check(&request).map_err(|error| from_client(Command::Check, &error)).map(|()| Vec::new())
         }
         Verb::Gc(None) => {
             note("GC without cni.dev/valid-attachments: nothing is released");
             Ok(Vec::new())
         }
         Verb::Gc(Some(request)) => {
-            let reply = client.gc(&request).map_err(|error| from_client(Command::Gc, error))?;
+            let reply = client.gc(&request).map_err(|error| from_client(Command::Gc, &error))?;
             if !reply.released.is_empty() {
                 note(&format!("GC of network {} released {} attachments", request.network, reply.released.len()));
             }
@@ -137,7 +137,7 @@ fn serve(call: DaemonCall) -> Result<Vec<u8>, CniError> {
         }
         Verb::Status => {
             let client = client.with_timeout(call.timeout.min(SHORT_TIMEOUT));
-            client.readyz().map_err(|error| from_client(Command::Status, error)).map(|()| Vec::new())
+            client.readyz().map_err(|error| from_client(Command::Status, &error)).map(|()| Vec::new())
         }
     }
 }
@@ -148,7 +148,7 @@ fn add(client: &Client, version: Version, add: &Add) -> Result<Vec<u8>, CniError
         if is_ambiguous(&error) {
             undo(client, add);
         }
-        let mut error = from_client(Command::Add, error);
+        let mut error = from_client(Command::Add, &error);
         if add.wishes_from_env && error.fault == Fault::Config {
             error.fault = Fault::Environment;
             error.details.insert_str(0, "CNI_ARGS: ");
@@ -166,7 +166,8 @@ fn apply_queued(client: &Client, add: &Add) -> Result<(), CniError> {
         CniError::new(Fault::TryAgain, "cannot read queued deletions", format!("{}: {error}", dir.display()))
     };
     let Some(claim) = deletions::claim(&dir, &add.request.key).map_err(queue_error)? else { return Ok(()) };
-    client.delete(&DeleteRequest { key: add.request.key.clone() }).map_err(|error| from_client(Command::Add, error))?;
+    delete_now(client, &DeleteRequest { key: add.request.key.clone() })
+        .map_err(|error| from_client(Command::Add, &error))?;
     claim.remove().map_err(queue_error)
 }
 
@@ -186,13 +187,19 @@ fn undo(client: &Client, add: &Add) {
     }
 }
 
-/// Deletes, or leaves the deletion to the daemon's next start when it cannot be reached.
+/// Deletes by the daemon; what does not exist is deleted.
+fn delete_now(client: &Client, request: &DeleteRequest) -> Result<(), ClientError> {
+    match client.delete(request) {
+        Err(ClientError::Api(api)) if api.kind == ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Deletes, or queues the deletion when the daemon is away, starts or dies in the midst of it.
 fn delete(client: &Client, request: &DeleteRequest, network: &str) -> Result<(), CniError> {
-    let Err(error) = client.delete(request) else { return Ok(()) };
-    match &error {
-        ClientError::Api(api) if api.kind == ErrorKind::NotFound => return Ok(()),
-        ClientError::Api(api) if api.kind != ErrorKind::Unavailable => return Err(from_client(Command::Delete, error)),
-        _ => {}
+    let Err(error) = delete_now(client, request) else { return Ok(()) };
+    if matches!(&error, ClientError::Api(api) if api.kind != ErrorKind::Unavailable) {
+        return Err(from_client(Command::Delete, &error));
     }
     let dir = Config::deletions_dir(client.socket());
     deletions::enqueue(&dir, request, network).map_err(|queue| {
@@ -203,7 +210,7 @@ fn delete(client: &Client, request: &DeleteRequest, network: &str) -> Result<(),
         )
     })?;
     // The daemon may have started, and drained the queue, after the first attempt and before the file was there.
-    if client.clone().with_timeout(SHORT_TIMEOUT).delete(request).is_ok() {
+    if delete_now(&client.clone().with_timeout(SHORT_TIMEOUT), request).is_ok() {
         match deletions::claim(&dir, &request.key).and_then(|claim| claim.map_or(Ok(()), deletions::Claim::remove)) {
             Ok(()) => return Ok(()),
             Err(error) => note(&format!("take back a queued deletion in {}: {error}", dir.display())),
@@ -214,10 +221,9 @@ fn delete(client: &Client, request: &DeleteRequest, network: &str) -> Result<(),
 }
 
 /// Maps an error of the daemon or of the way to it.
-fn from_client(command: Command, error: ClientError) -> CniError {
-    let status = command == Command::Status;
-    let (fault, msg) = match &error {
-        _ if status => (Fault::NotAvailable, "pods cannot be added now"),
+fn from_client(command: Command, error: &ClientError) -> CniError {
+    let (fault, msg) = match error {
+        _ if command == Command::Status => (Fault::NotAvailable, "pods cannot be added now"),
         ClientError::Unreachable { .. } => (Fault::TryAgain, "the podnet daemon is not reachable"),
         ClientError::Timeout { .. } | ClientError::Io { .. } => (Fault::TryAgain, "the podnet daemon did not answer"),
         ClientError::Protocol { .. } => (Fault::Internal, "the podnet daemon's answer is not understood"),
