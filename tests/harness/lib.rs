@@ -19,6 +19,8 @@ pub mod counters;
 pub mod maps;
 pub mod interfaces;
 pub mod command;
+#[cfg(test)]
+mod selftest;
 
 pub use lab::TestLab;
 pub use pod::{Family, TestPod};

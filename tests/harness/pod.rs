@@ -120,7 +120,7 @@ impl TestPod {
 
     /// Returns the pod's address of a family.
     pub fn address(&self, family: Family) -> IpAddr {
-        let mut all = self.added.addresses.iter().map(|network| network.ip());
+        let mut all = self.added.addresses.iter().map(ipnetwork::IpNetwork::ip);
         all.find(|address| Family::of(*address) == family)
             .unwrap_or_else(|| panic!("{self:?} has no {family:?} address"))
     }
