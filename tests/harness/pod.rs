@@ -165,6 +165,11 @@ impl TestPod {
         self.unattached.del()?;
         Ok(self.unattached)
     }
+
+    /// Returns the namespace and what the CNI plugin is told, for a caller that detaches the pod by itself.
+    pub fn into_unattached(self) -> Unattached {
+        self.unattached
+    }
 }
 
 /// A named network namespace that goes with this value.
