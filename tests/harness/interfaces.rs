@@ -110,6 +110,13 @@ pub fn routes(netns: &Netns, family: crate::Family) -> Vec<serde_json::Value> {
     ip(netns, &[option, "route", "show"])
 }
 
+/// Returns the route to an address, as `ip -j route get` shows it.
+pub fn route_to(netns: &Netns, address: IpAddr) -> serde_json::Value {
+    let mut routes: Vec<serde_json::Value> = ip(netns, &["route", "get", &address.to_string()]);
+    assert_eq!(routes.len(), 1, "{routes:?}");
+    routes.remove(0)
+}
+
 fn ip<T: DeserializeOwned>(netns: &Netns, arguments: &[&str]) -> Vec<T> {
     let arguments: Vec<_> = std::iter::once("-j").chain(arguments.iter().copied()).collect();
     let text = run(netns, "ip", &arguments);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use podnet::{
-    api::{DatapathRequest, Pod, Status},
+    api::{DatapathMode, DatapathRequest, Pod, Status},
     lab::{Lab, Node, Options, node::READY_DEADLINE, node_api, process::Process, runtime::Runtime, topology::LABS_DIR},
     netns::{NAMED_DIR, Netns},
 };
@@ -37,6 +37,11 @@ impl TestLab {
     /// Makes the reference lab with the eBPF path and without pods.
     pub fn new() -> Self {
         Self::with(|_| {})
+    }
+
+    /// Makes the reference lab with this path and without pods.
+    pub fn with_datapath(datapath: DatapathMode) -> Self {
+        Self::with(|options| options.datapath = datapath)
     }
 
     /// Makes a lab with other options.

@@ -13,12 +13,16 @@ pub mod tcp;
 pub mod udp;
 pub mod icmp;
 pub mod pattern;
+pub mod random;
 pub mod frames;
 pub mod packets;
 pub mod counters;
 pub mod maps;
+pub mod crowd;
 pub mod interfaces;
 pub mod command;
+#[cfg(test)]
+mod selftest;
 
 pub use lab::TestLab;
 pub use pod::{Family, TestPod};

@@ -120,7 +120,7 @@ impl TestPod {
 
     /// Returns the pod's address of a family.
     pub fn address(&self, family: Family) -> IpAddr {
-        let mut all = self.added.addresses.iter().map(|network| network.ip());
+        let mut all = self.added.addresses.iter().map(ipnetwork::IpNetwork::ip);
         all.find(|address| Family::of(*address) == family)
             .unwrap_or_else(|| panic!("{self:?} has no {family:?} address"))
     }
@@ -164,6 +164,11 @@ impl TestPod {
     pub fn del(self) -> Result<Unattached> {
         self.unattached.del()?;
         Ok(self.unattached)
+    }
+
+    /// Returns the namespace and what the CNI plugin is told, for a caller that detaches the pod by itself.
+    pub fn into_unattached(self) -> Unattached {
+        self.unattached
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::AsRawFd as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -33,6 +34,18 @@ pub fn connect(netns: &Netns, target: SocketAddr) -> UdpSocket {
     socket.connect(target).unwrap_or_else(|error| panic!("connect a UDP socket to {target}: {error}"));
     socket.set_read_timeout(Some(RESPONSE_DEADLINE)).unwrap();
     socket
+}
+
+/// Sets "don't fragment" on a socket: the kernel refuses a datagram that is longer than the path's MTU.
+pub fn set_dont_fragment(socket: &UdpSocket) {
+    let (level, option, value) = match socket.local_addr().unwrap() {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
+    };
+    let length = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes of `value`, which outlives the call.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    assert_eq!(result, 0, "set don't fragment: {}", std::io::Error::last_os_error());
 }
 
 fn unspecified(address: IpAddr) -> IpAddr {

@@ -178,14 +178,8 @@ fn describe(lab: &Lab) -> Result<String> {
     use std::fmt::Write as _;
     let mut text = format!("lab {} in {}\n", lab.name, lab.dir().display());
     for node in &lab.nodes {
-        let daemon = match (node.daemon, node_api::not_ready_reason(&node.socket())) {
-            (Some(daemon), None) => format!("ready (pid {})", daemon.pid),
-            (Some(daemon), Some(reason)) if daemon.is_running()? => format!("not ready: {reason}"),
-            (Some(daemon), Some(_)) => format!("ended (pid {}); see {}", daemon.pid, node.log_path().display()),
-            (None, _) => "not started".into(),
-        };
         let cidrs: Vec<_> = node.pod_cidrs.iter().map(ToString::to_string).collect();
-        writeln!(text, "  {}: daemon {daemon}, datapath {}, pod CIDRs {}", node.name, node.datapath, cidrs.join(", "))?;
+        writeln!(text, "  {}: {}; pod CIDRs {}", node.name, describe_daemon(node)?, cidrs.join(", "))?;
         for pod in &node.pods {
             let addresses: Vec<_> = pod.addresses.iter().map(|address| address.ip().to_string()).collect();
             let shown = if addresses.is_empty() { "not attached".into() } else { addresses.join(", ") };
@@ -193,6 +187,23 @@ fn describe(lab: &Lab) -> Result<String> {
         }
     }
     Ok(text)
+}
+
+fn describe_daemon(node: &Node) -> Result<String> {
+    let Some(daemon) = node.daemon else { return Ok("daemon not started".into()) };
+    Ok(match node_api::status(&node.socket()) {
+        Ok(status) if status.ready => {
+            let path = match (status.datapath.attached, status.datapath.reason) {
+                (true, _) => "datapath ebpf".into(),
+                (false, None) => "datapath kernel".into(),
+                (false, Some(reason)) => format!("datapath kernel ({reason})"),
+            };
+            format!("daemon ready (pid {}), {path}", status.pid)
+        }
+        Ok(status) => format!("daemon not ready: {}", status.not_ready_reason.unwrap_or_default()),
+        Err(error) if daemon.is_running()? => format!("daemon does not answer: {error:#}"),
+        Err(_) => format!("daemon ended (pid {}); its log: {}", daemon.pid, node.log_path().display()),
+    })
 }
 
 fn exec(name: &str, target: &str, command: &[String]) -> Result<ExitCode> {

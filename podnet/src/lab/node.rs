@@ -95,6 +95,9 @@ impl Node {
         };
         let text = String::from_utf8_lossy(&bytes);
         let all: Vec<_> = text.lines().collect();
+        if all.is_empty() {
+            return format!("  ({} is empty)", path.display());
+        }
         let tail = &all[all.len().saturating_sub(lines)..];
         tail.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
     }
