@@ -82,6 +82,8 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
         drop(stopped.await);
     }));
     info!(socket = %config.socket.display(), "serving");
+    // Not before the socket is bound: a plugin queues a deletion only while nobody answers there.
+    engine.tell(Command::DrainDeletions);
 
     tokio::select! {
         _ = terminate.recv() => {}

@@ -78,7 +78,7 @@ pub fn router(context: Context) -> Router {
         .merge(health_routes())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .fallback(|| async {
-            ApiError::new(ErrorKind::NotFound, "podnet's API has no such path; client and daemon may differ in version")
+            ApiError::new(ErrorKind::InvalidRequest, "podnet's API has no such path; client and daemon may differ in version")
         })
         .with_state(context)
 }

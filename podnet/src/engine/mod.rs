@@ -68,6 +68,8 @@ pub enum Command {
     Datapath(DatapathRequest, Reply<()>),
     /// The kernel lost something; compare soon.
     Lost(String),
+    /// Do the deletions that were queued on disk.
+    DrainDeletions,
     /// Detach from the node, leaving everything in place, and end.
     Stop,
 }
@@ -179,7 +181,6 @@ impl Engine {
         engine.load_pods()?;
         engine.reconcile("start")?;
         engine.remember_gateways()?;
-        engine.drain_deletions();
         info!(
             node = engine.config.node,
             bridge = engine.config.bridge,
@@ -195,6 +196,15 @@ impl Engine {
         let mut resync_at = Instant::now() + interval;
         let mut reason = "resync".to_owned();
         loop {
+            // A node that is always busy is compared, too.
+            if Instant::now() >= resync_at {
+                if let Err(error) = self.reconcile(&reason) {
+                    error!(error = format!("{error:#}"), "reconciliation");
+                }
+                self.drain_deletions();
+                "resync".clone_into(&mut reason);
+                resync_at = Instant::now() + interval;
+            }
             match inbox.recv_timeout(resync_at.saturating_duration_since(Instant::now())) {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(Command::Lost(what)) => {
@@ -205,14 +215,7 @@ impl Engine {
                     }
                 }
                 Ok(command) => self.execute(command),
-                Err(RecvTimeoutError::Timeout) => {
-                    if let Err(error) = self.reconcile(&reason) {
-                        error!(error = format!("{error:#}"), "reconciliation");
-                    }
-                    self.drain_deletions();
-                    "resync".clone_into(&mut reason);
-                    resync_at = Instant::now() + interval;
-                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
         // Veths that are already detached need not wait for the next start.
@@ -229,6 +232,7 @@ impl Engine {
             Command::Pods(reply) => answer(reply, Ok(self.list_pods())),
             Command::SetEbpfLog(level, reply) => answer(reply, self.set_ebpf_log(level)),
             Command::Datapath(request, reply) => answer(reply, self.change_datapath(request)),
+            Command::DrainDeletions => self.drain_deletions(),
             Command::Lost(_) | Command::Stop => {}
         }
     }

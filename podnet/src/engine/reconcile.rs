@@ -154,6 +154,9 @@ impl Engine {
         self.bridge_ifindex = link.ifindex;
         sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
         sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+        // A link-local address that is still being probed cannot ask for neighbours, and packets would wait for it.
+        sysctl::set(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
+        self.netlink.request(link::set_up(link.ifindex))?;
         Ok(())
     }
 

@@ -111,11 +111,11 @@ impl VethPair<'_> {
     }
 }
 
-/// Returns the request that creates a bridge: up, no spanning tree, no multicast snooping (it can swallow neighbour
+/// Returns the request that creates a bridge: still down, no spanning tree, no multicast snooping (it can swallow neighbour
 /// solicitations), a fixed MAC (or the bridge would take that of its lowest port).
 #[must_use]
 pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> Request {
-    let message = LinkBridge::new(name).forward_delay(0).mcast_snooping(false).address(mac.0.to_vec()).mtu(mtu).up();
+    let message = LinkBridge::new(name).forward_delay(0).mcast_snooping(false).address(mac.0.to_vec()).mtu(mtu);
     Request::new(
         format!("create bridge {name}"),
         RouteNetlinkMessage::NewLink(message.build()),
