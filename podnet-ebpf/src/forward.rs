@@ -14,12 +14,7 @@ use crate::{
 
 /// Forwards a packet whose source is known to be right. `family_flag` is the `KERNEL_TOUCHED_*` bit of its family.
 #[inline(always)]
-pub(crate) fn forward(
-    ctx: &TcContext,
-    source: Source,
-    packet: &Ip,
-    family_flag: u32,
-) -> Result<Decision, DropReason> {
+pub(crate) fn forward(ctx: &TcContext, source: Source, packet: &Ip, family_flag: u32) -> Result<Decision, DropReason> {
     let Some(endpoint) = endpoint::lookup(&packet.destination) else {
         return Ok(Decision::pass(Verdict::PassedNotPod));
     };
