@@ -24,16 +24,58 @@ impl<const LEN: usize> Headers<LEN> {
     pub(crate) fn read<W: Word, const OFFSET: usize>(self) -> W {
         const { assert!(OFFSET + size_of::<W>() <= LEN) }
         // SAFETY: `LEN` bytes from `start` on are in the packet, and the word is within them (asserted above).
-        unsafe { self.start.add(OFFSET).cast::<W>().read_unaligned() }
+        unsafe { W::load::<OFFSET>(self.start) }
     }
 }
 
-/// Integers that any bytes are valid for.
-pub(crate) trait Word: Copy {}
-impl Word for u8 {}
-impl Word for u16 {}
-impl Word for u32 {}
-impl Word for u64 {}
+/// Integers that any bytes are valid for, and one instruction loads.
+///
+/// Words of a packet are not aligned. x86-64 and arm64 load them all the same, and the verifier allows it there
+/// (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`). The compiler, though, would put each together from its bytes; and where
+/// it is told that misaligned loads are fine, it makes them from the stack, too, where the verifier forbids them.
+pub(crate) trait Word: Copy {
+    /// Loads a word.
+    ///
+    /// # Safety
+    ///
+    /// `start + OFFSET` is valid for reads of a word.
+    unsafe fn load<const OFFSET: usize>(start: *const u8) -> Self;
+}
+
+macro_rules! word {
+    ($type:ident, $instruction:literal) => {
+        impl Word for $type {
+            #[inline(always)]
+            #[cfg(target_arch = "bpf")]
+            unsafe fn load<const OFFSET: usize>(start: *const u8) -> Self {
+                let word: u64;
+                // SAFETY: the caller's promise; the instruction does nothing but load.
+                unsafe {
+                    core::arch::asm!(
+                        $instruction,
+                        word = lateout(reg) word,
+                        start = in(reg) start,
+                        offset = const OFFSET,
+                        options(pure, readonly, nostack, preserves_flags),
+                    );
+                }
+                word as Self
+            }
+
+            #[inline(always)]
+            #[cfg(not(target_arch = "bpf"))]
+            unsafe fn load<const OFFSET: usize>(start: *const u8) -> Self {
+                // SAFETY: the caller's promise.
+                unsafe { start.add(OFFSET).cast::<Self>().read_unaligned() }
+            }
+        }
+    };
+}
+
+word!(u8, "{word} = *(u8 *)({start} + {offset})");
+word!(u16, "{word} = *(u16 *)({start} + {offset})");
+word!(u32, "{word} = *(u32 *)({start} + {offset})");
+word!(u64, "{word} = *(u64 *)({start} + {offset})");
 
 /// Returns the packet's first `LEN` bytes.
 ///
