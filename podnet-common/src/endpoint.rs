@@ -40,10 +40,11 @@ map_type! {
 }
 
 impl EndpointSource {
-    /// [`Endpoint::KERNEL_TOUCHED`] holds for the pod's IPv4 address.
+    /// [`Endpoint::KERNEL_TOUCHED`] holds for the pod's IPv4 address. Each flag has a byte of its own, so that CPUs
+    /// that set different ones at the same time do not undo each other.
     pub const KERNEL_TOUCHED_V4: u32 = 1 << 0;
     /// [`Endpoint::KERNEL_TOUCHED`] holds for the pod's IPv6 address.
-    pub const KERNEL_TOUCHED_V6: u32 = 1 << 1;
+    pub const KERNEL_TOUCHED_V6: u32 = 1 << 8;
 }
 
 /// Returns the link-local address that the kernel gives an interface with this MAC (modified EUI-64, RFC 4291,

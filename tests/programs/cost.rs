@@ -1,0 +1,60 @@
+//! What a program run costs, in nanoseconds: printed (`--nocapture`), not judged. Other load makes it more, so the best
+//! of several series counts; it includes the kernel's own loop.
+
+use podnet::datapath::logs::LogLevel;
+use podnet_common::{
+    flow::{Flow, FlowKey},
+    program_name::{FROM_POD, TO_POD},
+    settings::Settings,
+};
+
+use crate::{
+    fixture::{Node, POD_A, POD_B},
+    packets::{
+        ACK, ARP, HOP_BY_HOP, ICMPV6, IPV4, IPV6, TCP, UDP, arp, frame, ipv4, ipv6, jumbo, neighbor, tcp, udp, udp_v4,
+        udp_v6,
+    },
+};
+
+#[test]
+fn cost_of_a_run() {
+    let (a, b) = (POD_A, POD_B);
+    let tcp_packet = frame(a, IPV4, &ipv4(a.v4, b.v4, TCP, &tcp(1, 2, ACK)));
+    let print = |name: &str, nanoseconds: u128| println!("{nanoseconds:5} ns  {name}");
+
+    let mut node = Node::new();
+    print("from_pod, IPv4 TCP, redirected", node.nanoseconds(FROM_POD, a.ifindex, &tcp_packet));
+    print("from_pod, IPv4 UDP, redirected", node.nanoseconds(FROM_POD, a.ifindex, &udp_v4(a, b)));
+    print("from_pod, IPv6 UDP, redirected", node.nanoseconds(FROM_POD, a.ifindex, &udp_v6(a, b)));
+    let big = frame(a, IPV6, &ipv6(a.v6, b.v6, HOP_BY_HOP, &[jumbo(TCP, 99), tcp(1, 2, ACK)].concat()));
+    print("from_pod, IPv6 hop-by-hop TCP, redirected", node.nanoseconds(FROM_POD, a.ifindex, &big));
+    let outside = frame(a, IPV4, &ipv4(a.v4, [8, 8, 8, 8].into(), UDP, &udp(1, 2)));
+    print("from_pod, IPv4, not to a pod", node.nanoseconds(FROM_POD, a.ifindex, &outside));
+    let request = frame(a, ARP, &arp(1, a.mac, a.v4, b.v4));
+    print("from_pod, ARP", node.nanoseconds(FROM_POD, a.ifindex, &request));
+    let solicitation = frame(a, IPV6, &ipv6(a.v6, b.v6, ICMPV6, &neighbor(135, b.v6, &[])));
+    print("from_pod, neighbour solicitation", node.nanoseconds(FROM_POD, a.ifindex, &solicitation));
+    let spoofed = frame(a, IPV4, &ipv4(b.v4, b.v4, UDP, &udp(1, 2)));
+    print("from_pod, spoofed, dropped", node.nanoseconds(FROM_POD, a.ifindex, &spoofed));
+    let to_b = frame(b, IPV4, &ipv4([8, 8, 8, 8].into(), b.v4, UDP, &udp(1, 2)));
+    print("to_pod, IPv4 from outside", node.nanoseconds(TO_POD, b.ifindex, &to_b));
+    print("to_pod, IPv4 from a pod", node.nanoseconds(TO_POD, b.ifindex, &udp_v4(a, b)));
+
+    node.touch_all();
+    let key = FlowKey {
+        first: a.v4.into(),
+        second: b.v4.into(),
+        first_port: 1u16.to_be_bytes(),
+        second_port: 2u16.to_be_bytes(),
+        protocol: TCP,
+        reserved: [0; 3],
+    };
+    node.datapath.maps_mut().set_flow(&key, Flow { state: Flow::OWNED_BY_EBPF, last_seen: 0 }).unwrap();
+    print("from_pod, IPv4 TCP, flow looked up, redirected", node.nanoseconds(FROM_POD, a.ifindex, &tcp_packet));
+    node.datapath.maps_mut().set_flow(&key, Flow { state: Flow::OWNED_BY_KERNEL, last_seen: 0 }).unwrap();
+    print("from_pod, IPv4 TCP, flow of the kernel, passed", node.nanoseconds(FROM_POD, a.ifindex, &tcp_packet));
+    drop(node);
+
+    let lean = Node::with_settings(Settings { events_per_tick: 0, count_verdicts: 0 }, LogLevel::Off);
+    print("from_pod, IPv4 TCP, redirected, not counted", lean.nanoseconds(FROM_POD, a.ifindex, &tcp_packet));
+}

@@ -1,0 +1,17 @@
+//! The eBPF programs one by one under `BPF_PROG_TEST_RUN`: packet in; action, verdict, counters and packet out.
+//!
+//! Needs root and the built object (`cargo xtask build-ebpf`). Each test has a thread with network and mount namespaces
+//! of its own, so tests run in parallel and leave nothing behind.
+#![expect(clippy::unwrap_used, reason = "tests panic, and keep the backtrace")]
+
+mod fixture;
+mod packets;
+mod forwarding;
+mod arp;
+mod neighbor;
+mod vlan;
+mod malformed;
+mod flows;
+mod events;
+mod pins;
+mod cost;
