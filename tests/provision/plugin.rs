@@ -87,7 +87,7 @@ impl Fixture {
     pub(crate) fn start_daemon(&self) -> Daemon {
         let dir = self.dir.path();
         let config = dir.join("podnet.toml");
-        let daemon = Daemon { socket: dir.join("run/podnet.sock"), bpffs: dir.join("bpf"), process: None };
+        let mut daemon = Daemon { socket: dir.join("run/podnet.sock"), bpffs: dir.join("bpf"), process: None };
         let text = format!(
             "node = \"node1\"\npod-cidrs = [\"10.244.0.0/16\", \"fd00:10:244::/64\"]\nsocket = {:?}\nstate-dir = {:?}\n\
              bpffs = {:?}\n",
@@ -101,7 +101,7 @@ impl Fixture {
         let mut command = Command::new(podnet_binary());
         command.arg("daemon").arg("--config").arg(&config).stdin(Stdio::null()).stdout(log).stderr(errors);
         let process = self.node.netns.run(|| Ok(command.spawn()?)).unwrap_or_else(|error| panic!("{error:#}"));
-        let daemon = Daemon { process: Some(process), ..daemon };
+        daemon.process = Some(process);
         let start = Instant::now();
         while !daemon.is_ready() {
             let log = || std::fs::read_to_string(dir.join("daemon.log")).unwrap_or_default();
