@@ -78,7 +78,8 @@ impl Fixture {
         let leases = self.dir.path().join("host-local");
         let config = format!(
             r#"{{"cniVersion": "1.0.0", "name": "reference", "type": "bridge", "bridge": "reference0", "isGateway": true,
-            "ipam": {{"type": "host-local", "dataDir": {leases:?}, "ranges": [[{{"subnet": "10.9.0.0/16"}}]]}}}}"#
+            "ipam": {{"type": "host-local", "dataDir": "{}", "ranges": [[{{"subnet": "10.9.0.0/16"}}]]}}}}"#,
+            leases.display()
         );
         Plugin { name: "reference", program, config, fixture: self, socket: None }
     }
@@ -89,11 +90,11 @@ impl Fixture {
         let config = dir.join("podnet.toml");
         let mut daemon = Daemon { socket: dir.join("run/podnet.sock"), bpffs: dir.join("bpf"), process: None };
         let text = format!(
-            "node = \"node1\"\npod-cidrs = [\"10.244.0.0/16\", \"fd00:10:244::/64\"]\nsocket = {:?}\nstate-dir = {:?}\n\
-             bpffs = {:?}\n",
-            daemon.socket,
-            dir.join("state"),
-            daemon.bpffs,
+            "node = \"node1\"\npod-cidrs = [\"10.244.0.0/16\", \"fd00:10:244::/64\"]\nsocket = \"{}\"\n\
+             state-dir = \"{}\"\nbpffs = \"{}\"\n",
+            daemon.socket.display(),
+            dir.join("state").display(),
+            daemon.bpffs.display(),
         );
         std::fs::write(&config, text).expect("write the daemon's configuration");
         let log = std::fs::File::create(dir.join("daemon.log")).expect("create the daemon's log");
@@ -114,7 +115,10 @@ impl Fixture {
     /// Returns podnet's plugin.
     pub(crate) fn podnet(&self, daemon: &Daemon) -> Plugin<'_> {
         let socket = daemon.socket.clone();
-        let config = format!(r#"{{"cniVersion": "1.0.0", "name": "podnet", "type": "podnet", "socket": {socket:?}}}"#);
+        let config = format!(
+            r#"{{"cniVersion": "1.0.0", "name": "podnet", "type": "podnet", "socket": "{}"}}"#,
+            socket.display()
+        );
         Plugin { name: "podnet", program: podnet_binary(), config, fixture: self, socket: Some(socket) }
     }
 
@@ -155,7 +159,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        for process in &mut self.process {
+        if let Some(process) = &mut self.process {
             if let Err(error) = process.kill().and_then(|()| process.wait()) {
                 eprintln!("end the daemon: {error}");
             }

@@ -21,10 +21,11 @@ impl<'node> Daemon<'node> {
         let socket = private.join("podnet/podnet.sock");
         let config = node.dir().join("podnet.toml");
         let text = format!(
-            "node = \"node1\"\npod-cidrs = [\"10.244.1.0/24\", \"fd00:10:244:1::/64\"]\nsocket = {socket:?}\n\
-             state-dir = {:?}\nbpffs = {:?}\n",
-            private.join("state"),
-            private.join("bpf"),
+            "node = \"node1\"\npod-cidrs = [\"10.244.1.0/24\", \"fd00:10:244:1::/64\"]\nsocket = \"{}\"\n\
+             state-dir = \"{}\"\nbpffs = \"{}\"\n",
+            socket.display(),
+            private.join("state").display(),
+            private.join("bpf").display(),
         );
         std::fs::write(&config, text).expect("write the daemon's configuration");
         let binary = podnet_binary();

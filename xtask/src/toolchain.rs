@@ -53,7 +53,9 @@ impl Toolchain {
     pub(crate) fn ensure(consent: Consent) -> Result<(Self, Linker)> {
         let (mut candidates, rejected) = candidates();
         if candidates.is_empty() {
-            rejected.iter().for_each(|reason| println!("{reason}"));
+            for reason in &rejected {
+                println!("{reason}");
+            }
             install(consent)?;
             candidates = self::candidates().0;
         }
