@@ -159,10 +159,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(process) = &mut self.process {
-            if let Err(error) = process.kill().and_then(|()| process.wait()) {
-                eprintln!("end the daemon: {error}");
-            }
+        if let Some(process) = &mut self.process
+            && let Err(error) = process.kill().and_then(|()| process.wait())
+        {
+            eprintln!("end the daemon: {error}");
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         if mounts.lines().any(|line| line.split(' ').nth(1) == self.bpffs.to_str())

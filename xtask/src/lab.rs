@@ -22,21 +22,23 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(is_root()?, "the lab makes network namespaces and loads eBPF programs: run `cargo xtask lab` as root");
-    build(args.consent)?;
+    build(args.consent, &["podnet"])?;
     if !args.lab.is_empty() {
         return podnet().arg("lab").args(&args.lab).run();
     }
     podnet().args(["lab", "up"]).run()?;
     podnet().args(["lab", "ping"]).run()?;
     println!();
-    println!("The lab stays up. Look around with `cargo xtask lab --help`; remove it with `cargo xtask lab down`.");
+    println!("The lab stays up: `cargo xtask lab status` shows it, `cargo xtask lab down` removes it.");
     Ok(())
 }
 
-/// Builds the eBPF object and, with it inside, the release binary.
-pub(crate) fn build(consent: Consent) -> Result<()> {
+/// Builds the eBPF object and, with it inside, packages in the release profile. Packages that are built together share
+/// the features of their dependencies: those that are used together are built together, or they would be built twice.
+pub(crate) fn build(consent: Consent, packages: &[&str]) -> Result<()> {
     build_ebpf::run(&build_ebpf::Args::release(consent))?;
-    workspace::cargo().args(["build", "--release", "--package", "podnet"]).run()
+    let packages = packages.iter().flat_map(|package| ["--package", package]);
+    workspace::cargo().args(["build", "--release"]).args(packages).run()
 }
 
 fn podnet() -> Cmd {

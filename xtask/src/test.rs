@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let known = known_suites()?;
     let chosen = choose(&known, args)?;
     setup::ensure_packages(packages::TESTS, args.consent)?;
-    lab::build(args.consent)?;
+    lab::build(args.consent, &["podnet", PACKAGE])?;
 
     let mut results = Vec::new();
     for suite in &chosen {
