@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use object::{Object as _, ObjectSection as _};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use crate::{
     linker::Linker,
@@ -89,13 +89,19 @@ fn examine(object: &[u8]) -> Result<String> {
         |wanted: &str| file.sections().find(|section| section.name() == Ok(wanted)).map(|section| section.size());
     let btf = size(".BTF").filter(|size| *size > 0);
     let btf = btf.context("it has no .BTF section: the linker ignored --btf or saw no debug information")?;
-    let programs: Vec<_> = file
-        .sections()
-        .filter_map(|section| section.name().ok().map(str::to_owned))
-        .filter(|name| ["classifier", "tc", "tcx"].iter().any(|kind| name.split('/').next() == Some(kind)))
+    let is_program = |section: &object::Section<'_, '_>| {
+        section.name().is_ok_and(|name| name.split('/').next() == Some("classifier"))
+    };
+    let sections: Vec<_> = file.sections().filter(is_program).map(|section| section.index()).collect();
+    let mut programs: Vec<_> = file
+        .symbols()
+        .filter(|symbol| symbol.is_global() && symbol.section_index().is_some_and(|index| sections.contains(&index)))
+        .filter_map(|symbol| symbol.name().ok())
         .collect();
+    programs.sort_unstable();
+    ensure!(!programs.is_empty(), "it has no program: no function is in a section `classifier`");
     ensure!(size("license").is_some(), "it has no license section, without which the kernel refuses helpers");
-    Ok(format!(".BTF {btf} bytes, {} program section(s) {}", programs.len(), programs.join(" ")))
+    Ok(format!(".BTF {btf} bytes, programs {}", programs.join(", ")))
 }
 
 /// Places an object for the build of `podnet`, atomically, and only if it differs: an untouched file causes no rebuild.
