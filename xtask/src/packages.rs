@@ -1,0 +1,100 @@
+//! What the build and the test suites need from the distribution, and why: the one list of it.
+
+use std::path::Path;
+
+use crate::process::find_command;
+
+/// How the presence of a package is seen, whichever way it was installed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Provides {
+    /// A command in `PATH` or in a folder of system commands.
+    Command(&'static str),
+    /// A file.
+    File(&'static str),
+}
+
+impl Provides {
+    fn is_present(self) -> bool {
+        match self {
+            Self::Command(name) => find_command(name).is_some(),
+            Self::File(path) => Path::new(path).exists(),
+        }
+    }
+}
+
+/// A package, how its presence is seen, and what it is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Package {
+    /// Name in Debian and Ubuntu.
+    pub(crate) name: &'static str,
+    /// How its presence is seen.
+    pub(crate) provides: Provides,
+    /// What it is for.
+    pub(crate) reason: &'static str,
+}
+
+/// Packages that every build needs, besides the eBPF toolchain (`toolchain` and `linker` choose those).
+pub(crate) const BUILD: &[Package] = &[
+    Package { name: "gcc", provides: Provides::Command("cc"), reason: "links Rust programs; compiles SQLite" },
+    Package { name: "libc6-dev", provides: Provides::File("/usr/include/stdio.h"), reason: "headers for SQLite" },
+];
+
+/// Packages that the privileged test suites and the lab need.
+pub(crate) const TESTS: &[Package] = &[
+    Package {
+        name: "iproute2",
+        provides: Provides::Command("ip"),
+        reason: "tests compare podnet's links, addresses and routes with what `ip -j` and `tc` show",
+    },
+    Package {
+        name: "iputils-ping",
+        provides: Provides::Command("ping"),
+        reason: "reachability, MTU and loss between pods",
+    },
+    Package {
+        name: "iperf3",
+        provides: Provides::Command("iperf3"),
+        reason: "TCP and UDP streams that must survive faults",
+    },
+    Package {
+        name: "iptables",
+        provides: Provides::Command("iptables"),
+        reason: "DNAT as kube-proxy does it: replies must come back translated",
+    },
+    Package { name: "nftables", provides: Provides::Command("nft"), reason: "podnet's own table on the kernel path" },
+    Package { name: "conntrack", provides: Provides::Command("conntrack"), reason: "which flows the kernel path saw" },
+    Package { name: "tcpdump", provides: Provides::Command("tcpdump"), reason: "what arrives on a pod's interface" },
+    Package { name: "ethtool", provides: Provides::Command("ethtool"), reason: "offloads of veths" },
+    Package {
+        name: "bpftool",
+        provides: Provides::Command("bpftool"),
+        reason: "a second opinion on maps and programs",
+    },
+    Package { name: "procps", provides: Provides::Command("sysctl"), reason: "sysctls inside network namespaces" },
+    Package {
+        name: "util-linux",
+        provides: Provides::Command("nsenter"),
+        reason: "runs commands in the namespaces of a node or a pod",
+    },
+    Package {
+        name: "containerd",
+        provides: Provides::Command("containerd"),
+        reason: "suite `runtimes`: a real runtime that calls the installed plugin",
+    },
+    Package { name: "runc", provides: Provides::Command("runc"), reason: "suite `runtimes`: starts containerd's pods" },
+    Package {
+        name: "containernetworking-plugins",
+        provides: Provides::File("/usr/lib/cni/bridge"),
+        reason: "suites `runtimes` and `provision`: the reference plugins bridge and host-local to compare with",
+    },
+    Package {
+        name: "busybox-static",
+        provides: Provides::Command("busybox"),
+        reason: "suite `runtimes`: the image of the test pods",
+    },
+];
+
+/// Returns the packages of a list that are absent.
+pub(crate) fn missing(packages: &[Package]) -> Vec<Package> {
+    packages.iter().filter(|package| !package.provides.is_present()).copied().collect()
+}
