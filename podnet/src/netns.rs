@@ -77,6 +77,7 @@ impl Netns {
         let path = named_path(name);
         File::create_new(&path).with_context(|| format!("create network namespace {}", path.display()))?;
         let made = run_on_thread(|| {
+            #[expect(clippy::disallowed_methods, reason = "this thread is its own, and ends here")]
             unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
             mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
                 .with_context(|| format!("bind the network namespace to {}", path.display()))
@@ -119,6 +120,7 @@ impl Netns {
     /// If the closure panics, with its panic.
     pub fn run<T: Send>(&self, closure: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         run_on_thread(|| {
+            #[expect(clippy::disallowed_methods, reason = "this thread is its own, and ends here")]
             setns(&self.file, CloneFlags::CLONE_NEWNET)
                 .with_context(|| format!("enter network namespace {}", self.path.display()))?;
             closure()

@@ -12,7 +12,8 @@ use aya::{
     programs::{Program, ProgramError, SchedClassifier},
 };
 use nix::{
-    mount::{MsFlags, mount},
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use podnet_common::{map_name, program_name, settings::Settings};
@@ -186,6 +187,19 @@ pub fn ensure_bpffs(path: &Path) -> Result<bool> {
     mount(Some("bpf"), path, Some("bpf"), flags, Some("mode=0700"))
         .with_context(|| format!("mount a bpffs on {}", path.display()))?;
     Ok(true)
+}
+
+/// Unmounts the bpffs that is mounted on a folder, if it is empty by now; others' pins stay.
+pub fn unmount_bpffs(path: &Path) -> Result<()> {
+    let empty = std::fs::read_dir(path).with_context(|| format!("read {}", path.display()))?.next().is_none();
+    if empty && is_bpffs(path)? {
+        match umount2(path, MntFlags::MNT_DETACH) {
+            // EINVAL: the folder lies in a bpffs that is mounted further up.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(error) => return Err(error).with_context(|| format!("unmount {}", path.display())),
+        }
+    }
+    Ok(())
 }
 
 /// Returns the folder of a node's pins within its bpffs: one per version of the layouts.

@@ -1,6 +1,6 @@
 //! Log lines of the programs, forwarded to `tracing` under the target `podnet::ebpf`.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use anyhow::{Context as _, Result};
 use aya_log::EbpfLogger;
@@ -82,6 +82,12 @@ impl Logs {
 impl AsRawFd for Logs {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Logs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
