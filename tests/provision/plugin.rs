@@ -106,6 +106,8 @@ impl Fixture {
         let start = Instant::now();
         while !daemon.is_ready() {
             let log = || std::fs::read_to_string(dir.join("daemon.log")).unwrap_or_default();
+            let ended = daemon.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
+            assert!(ended.is_none(), "the daemon ended, {ended:?}: {}", log());
             assert!(start.elapsed() < Duration::from_secs(30), "the daemon is not ready: {}", log());
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -77,7 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn run_suite(suite: &str) -> Result<Outcome> {
     if suite == UNIT {
-        let command = workspace::cargo().args(["test", "--workspace", "--exclude", PACKAGE]);
+        let command = workspace::cargo().args(["test", "--no-fail-fast", "--workspace", "--exclude", PACKAGE]);
         return supervise::run(command, BUILD_LIMIT);
     }
     let test = || workspace::cargo().args(["test", "--release", "--package", PACKAGE, "--test", suite]);
