@@ -34,7 +34,9 @@ pub async fn report(bpffs: &Path, engine: Handle) -> Result<()> {
         }
         tokio::time::sleep(PIN_POLL).await;
     };
-    let mut events = AsyncFd::register_with_interest(events, Interest::READABLE).context("watch the ring buffer EVENTS")?;
+    // SAFETY: the descriptor is the ring buffer's own and stays open, and the same, as long as the value.
+    let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
+    let mut events = events.context("watch the ring buffer EVENTS")?;
     let mut names = Names { engine, by_ifindex: HashMap::new(), read: None };
     loop {
         let mut ready = events.readable_mut().await.context("watch the ring buffer EVENTS")?;
@@ -48,7 +50,8 @@ pub async fn report(bpffs: &Path, engine: Handle) -> Result<()> {
 
 /// Forwards the log lines of one load of the programs to the daemon's log, for ever.
 pub async fn forward_logs(logs: Logs) {
-    let mut logs = match AsyncFd::register_with_interest(logs, Interest::READABLE) {
+    // SAFETY: as in `report`.
+    let mut logs = match unsafe { AsyncFd::register_with_interest(logs, Interest::READABLE) } {
         Ok(logs) => logs,
         Err(error) => return warn!(%error, "the programs' log lines cannot be read"),
     };
