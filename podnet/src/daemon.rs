@@ -1,6 +1,13 @@
 //! The daemon: puts engine, API, monitor and readers together, and ends them in order.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -53,10 +60,13 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     let (engine, engine_thread) = engine::start(config.clone(), logging.ebpf(), log_readers)?;
     tokio::spawn(async move {
         // Each load of the programs brings a reader of its own; that of replaced programs ends with them.
-        let mut current: Option<tokio::task::JoinHandle<()>> = None;
+        let current = Arc::new(AtomicUsize::new(0));
         while let Some(reader) = logs.recv().await {
-            if let Some(previous) = current.replace(tokio::spawn(drops::forward_logs(reader))) {
-                previous.abort();
+            let number = current.fetch_add(1, Ordering::Relaxed) + 1;
+            let current = Arc::clone(&current);
+            let thread = std::thread::Builder::new().name("ebpf-logs".into());
+            if let Err(error) = thread.spawn(move || drops::forward_logs(reader, number, &current)) {
+                error!(%error, "the programs' log lines cannot be read");
             }
         }
     });

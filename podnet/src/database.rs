@@ -87,6 +87,8 @@ const SCHEMA: &str = "
     ) STRICT;
 ";
 
+const SET_SETTING: &str = "INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2";
+
 /// The open database. One process has it at a time.
 #[derive(Debug)]
 pub struct Database {
@@ -205,12 +207,16 @@ impl Database {
         Ok(transaction.commit()?)
     }
 
-    /// Commits that a pod is attached, by the host-side veth with this index.
-    pub fn set_ready(&mut self, key: &AttachmentKey, host_ifindex: u32) -> Result<()> {
-        self.connection
+    /// Commits that a pod is attached, by the host-side veth with this index, together with settings.
+    pub fn set_ready(&mut self, key: &AttachmentKey, host_ifindex: u32, settings: &[(String, String)]) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        transaction
             .prepare_cached("UPDATE pods SET ready = 1, host_ifindex = ?3 WHERE container_id = ?1 AND ifname = ?2")?
             .execute(params![key.container_id, key.ifname, host_ifindex])?;
-        Ok(())
+        for (name, value) in settings {
+            transaction.prepare_cached(SET_SETTING)?.execute([name, value])?;
+        }
+        Ok(transaction.commit()?)
     }
 
     /// Commits that a pod is gone, and its leases with it. One that is not there is success.
@@ -230,7 +236,7 @@ impl Database {
     /// Stores a setting.
     pub fn set_setting(&mut self, name: &str, value: &str) -> Result<()> {
         self.connection
-            .prepare_cached("INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2")?
+            .prepare_cached(SET_SETTING)?
             .execute([name, value])?;
         Ok(())
     }
@@ -278,7 +284,7 @@ mod tests {
         {
             let mut database = Database::open(folder.path()).unwrap();
             database.insert(&web).unwrap();
-            database.set_ready(&web.key, 12).unwrap();
+            database.set_ready(&web.key, 12, &[]).unwrap();
             database.set_setting("cursor", "a").unwrap();
             database.set_setting("cursor", "b").unwrap();
         }

@@ -2,11 +2,17 @@
 
 use std::{
     collections::HashMap,
+    os::fd::AsFd as _,
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::warn;
 
@@ -17,6 +23,9 @@ use crate::{
 
 /// How long to wait for the ring buffer to be pinned, and between two looks.
 const PIN_POLL: Duration = Duration::from_secs(2);
+
+/// How often the thread of a load looks whether there is a newer one.
+const LOG_POLL_MS: u16 = 500;
 
 /// How old the list of pods may be when a drop is given a name.
 const NAMES_AGE: Duration = Duration::from_secs(1);
@@ -48,16 +57,16 @@ pub async fn report(bpffs: &Path, engine: Handle) -> Result<()> {
     }
 }
 
-/// Forwards the log lines of one load of the programs to the daemon's log, for ever.
-pub async fn forward_logs(logs: Logs) {
-    // SAFETY: as in `report`.
-    let mut logs = match unsafe { AsyncFd::register_with_interest(logs, Interest::READABLE) } {
-        Ok(logs) => logs,
-        Err(error) => return warn!(%error, "the programs' log lines cannot be read"),
-    };
-    while let Ok(mut ready) = logs.readable_mut().await {
-        ready.get_inner_mut().forward();
-        ready.clear_ready();
+/// Forwards the log lines of one load of the programs to the daemon's log, until `current` is no longer `number`: the
+/// number of this load. On a thread of its own, because a busy node logs faster than lines can be written.
+pub fn forward_logs(mut logs: Logs, number: usize, current: &AtomicUsize) {
+    while current.load(Ordering::Relaxed) == number {
+        let mut watched = [PollFd::new(logs.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut watched, PollTimeout::from(LOG_POLL_MS)) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => logs.forward(),
+            Err(error) => return warn!(%error, "the programs' log lines cannot be read"),
+        }
     }
 }
 

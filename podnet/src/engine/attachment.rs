@@ -195,7 +195,11 @@ impl Engine {
             outcome => outcome,
         };
         let made = wired.and_then(|()| {
-            self.database.set_ready(&record.key, record.host_ifindex).context("store the pod").map_err(WireError::Other)
+            let cursors = self.cursors(addresses);
+            self.database
+                .set_ready(&record.key, record.host_ifindex, &cursors)
+                .context("store the pod")
+                .map_err(WireError::Other)
         });
         if let Err(error) = made {
             self.unwire(&record);
@@ -211,7 +215,6 @@ impl Engine {
             });
         }
         record.state = PodState::Ready;
-        self.remember_cursor(addresses);
         info!(
             container = record.key.container_id,
             pod = %record.pod.display_name(&record.key),
@@ -241,14 +244,13 @@ impl Engine {
             Err(error) if error.is_exists() => return Err(WireError::Exists),
             created => created?,
         }
-        let link = self.netlink.link_by_name(&record.host_ifname)?.context("the veth vanished")?;
-        let pod_ifindex = link.peer.context("the veth has no peer")?;
-        record.host_ifindex = link.ifindex;
+        let ifindex = link::ifindex(&record.host_ifname)?;
+        record.host_ifindex = ifindex;
 
         let mut requests = vec![
-            link::set_port(link.ifindex, PortSettings::POD),
-            tc::attach(link.ifindex),
-            neighbor::add_fdb(link.ifindex, record.mac),
+            link::set_port(ifindex, PortSettings::POD),
+            tc::attach(ifindex),
+            neighbor::add_fdb(ifindex, record.mac),
         ];
         requests.extend(self.program_offers()?);
         requests.extend(
@@ -259,7 +261,7 @@ impl Engine {
         // The guard stands before the pod can send its first packet.
         let spec = PodSpec::from(&*record);
         if let Some(datapath) = &mut self.datapath {
-            datapath.maps_mut().upsert_source(link.ifindex, spec.source())?;
+            datapath.maps_mut().upsert_source(ifindex, spec.source())?;
         }
         let addresses = self.networks(&record.addresses);
         let gateways = self.gateways(&record.addresses);
@@ -271,7 +273,7 @@ impl Engine {
             gateways: &gateways,
             gateway_mac: self.bridge_mac,
         }
-        .configure(netns, pod_ifindex)?;
+        .configure(netns)?;
         if let Some(datapath) = &mut self.datapath {
             for address in &record.addresses {
                 datapath.maps_mut().upsert_endpoint(Address::from(*address), spec.endpoint(self.bridge_mac))?;
@@ -397,14 +399,10 @@ impl Engine {
         self.pools.iter().map(ipam::Pool::cidr).find(|cidr| cidr.is_ipv4() == address.is_ipv4())
     }
 
-    /// Lets the search for free addresses go on here after a restart. Losing this costs nothing but that.
-    fn remember_cursor(&mut self, addresses: &[IpAddr]) {
-        for address in addresses {
-            let Some(cidr) = self.cidr_of(*address) else { continue };
-            if let Err(error) = self.database.set_setting(&names::cursor_setting(cidr), &address.to_string()) {
-                warn!(error = format!("{error:#}"), "store the last address");
-            }
-        }
+    /// Returns the settings that let the search for free addresses go on behind these after a restart.
+    fn cursors(&self, addresses: &[IpAddr]) -> Vec<(String, String)> {
+        let cursor = |address: &IpAddr| Some((names::cursor_setting(self.cidr_of(*address)?), address.to_string()));
+        addresses.iter().filter_map(cursor).collect()
     }
 }
 

@@ -35,13 +35,14 @@ pub(super) struct PodSide<'a> {
 }
 
 impl PodSide<'_> {
-    /// Brings the interface with this index up: addresses, gateway, default routes.
+    /// Brings the interface up: addresses, gateway, default routes.
     ///
     /// The addresses have no on-link route, and the gateway's MAC is known for good: whatever a pod sends goes to the
     /// gateway. So on the kernel path a pod-to-pod packet passes the node's IP layer, where netfilter can undo a
     /// translation, with or without br_netfilter; and no pod needs, or believes, an ARP answer.
-    pub(super) fn configure(&self, netns: &Netns, ifindex: u32) -> Result<()> {
+    pub(super) fn configure(&self, netns: &Netns) -> Result<()> {
         netns.run(|| {
+            let ifindex = link::ifindex(self.ifname)?;
             if self.addresses.iter().any(IpNetwork::is_ipv6) {
                 self.prepare_ipv6()?;
             }

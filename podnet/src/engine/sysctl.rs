@@ -1,22 +1,30 @@
 //! Kernel settings under /proc/sys/net, which belong to the network namespace of the thread that opens them.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{
+    fs::{self, OpenOptions},
+    io::{ErrorKind, Write as _},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 
-/// Sets `net/<name>` to a value, unless it has it already. Returns false if the kernel has no such setting.
+/// Sets `net/<name>` to a value. Returns false if the kernel has no such setting.
 ///
 /// # Errors
 ///
-/// The setting cannot be read or written.
+/// The setting cannot be written.
 pub fn set(name: &str, value: &str) -> Result<bool> {
     let path = Path::new("/proc/sys/net").join(name);
-    let current = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        current => current.with_context(|| format!("read {}", path.display()))?,
-    };
-    if current.trim_end() != value {
-        fs::write(&path, value).with_context(|| format!("set {} to {value}", path.display()))?;
+    let written = OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(value.as_bytes()));
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => {
+            // A container may have /proc/sys read-only; what is right already need not be written.
+            if fs::read_to_string(&path).is_ok_and(|current| current.trim_end() == value) {
+                return Ok(true);
+            }
+            Err(error).with_context(|| format!("set {} to {value}", path.display()))
+        }
     }
-    Ok(true)
 }

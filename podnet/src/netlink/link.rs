@@ -32,8 +32,6 @@ pub struct Link {
     pub up: bool,
     /// Index of the bridge that it is a port of.
     pub master: Option<u32>,
-    /// Index of the other end of a veth pair, in that end's namespace (`IFLA_LINK`).
-    pub peer: Option<u32>,
     /// Link group (`IFLA_GROUP`).
     pub group: u32,
     /// `bridge`, `veth`, ...; empty for hardware.
@@ -83,6 +81,9 @@ impl VethPair<'_> {
     /// refuses `IFF_UP` on the peer with ENOTCONN).
     #[must_use]
     pub fn create(&self) -> Request {
+        // One queue, as veth uses by itself: unasked, the kernel makes one per CPU and waits for a grace period when it
+        // then turns all but one off (veth_init_queues in drivers/net/veth.c).
+        let one_queue = [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
         let mut peer = LinkMessage::default();
         peer.attributes = vec![
             LinkAttribute::IfName(self.pod_name.to_owned()),
@@ -90,6 +91,7 @@ impl VethPair<'_> {
             LinkAttribute::Mtu(self.mtu),
             LinkAttribute::NetNsFd(self.pod_netns.as_raw_fd()),
         ];
+        peer.attributes.extend(one_queue.clone());
         let mut host = LinkMessage::default();
         host.header.flags = LinkFlags::Up;
         host.header.change_mask = LinkFlags::Up;
@@ -103,6 +105,7 @@ impl VethPair<'_> {
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
             ]),
         ];
+        host.attributes.extend(one_queue);
         Request::new(
             format!("create veth {} with {} in the pod's namespace", self.host_name, self.pod_name),
             RouteNetlinkMessage::NewLink(host),
@@ -185,6 +188,15 @@ pub fn delete(ifindex: u32) -> Request {
         .tolerate(Tolerate::NotFound)
 }
 
+/// Returns the index of an interface in the calling thread's namespace.
+///
+/// # Errors
+///
+/// There is none of that name.
+pub fn ifindex(name: &str) -> Result<u32, Error> {
+    nix::net::if_::if_nametoindex(name).map_err(|error| Error::new(&format!("look link {name} up"), error.into()))
+}
+
 impl Socket {
     /// Looks a link up by name.
     pub fn link_by_name(&mut self, name: &str) -> Result<Option<Link>, Error> {
@@ -221,7 +233,6 @@ impl Link {
                 LinkAttribute::Address(octets) => link.mac = octets.try_into().ok().map(Mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Controller(master) => link.master = Some(master),
-                LinkAttribute::Link(peer) => link.peer = Some(peer),
                 LinkAttribute::Group(group) => link.group = group,
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {

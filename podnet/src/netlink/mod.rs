@@ -7,6 +7,7 @@
 
 use std::io;
 
+use bytes::BytesMut;
 use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload},
     packet_route::RouteNetlinkMessage,
@@ -91,7 +92,11 @@ impl Request {
 pub struct Socket {
     socket: RawSocket,
     sequence: u32,
+    datagram: BytesMut,
 }
+
+/// Largest datagram that the kernel sends: a part of a dump (`NLMSG_GOODSIZE` is far below; netlink(7) advises 32 KiB).
+const DATAGRAM_LEN: usize = 64 << 10;
 
 impl Socket {
     /// Opens a socket in the calling thread's network namespace.
@@ -107,7 +112,7 @@ impl Socket {
             Ok(socket)
         };
         open()
-            .map(|socket| Self { socket, sequence: 0 })
+            .map(|socket| Self { socket, sequence: 0, datagram: BytesMut::new() })
             .map_err(|source| Error::new("open a routing netlink socket", source))
     }
 
@@ -220,10 +225,12 @@ impl Socket {
     }
 
     /// Receives one datagram: one or more messages.
-    fn receive(&self) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
-        let (datagram, _) = self.socket.recv_from_full()?;
+    fn receive(&mut self) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+        self.datagram.clear();
+        self.datagram.reserve(DATAGRAM_LEN);
+        self.socket.recv(&mut self.datagram, 0)?;
         let mut messages = Vec::new();
-        let mut rest = datagram.as_slice();
+        let mut rest: &[u8] = &self.datagram;
         while rest.len() >= 16 {
             let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
