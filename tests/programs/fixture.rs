@@ -244,6 +244,16 @@ impl Node {
     }
 }
 
+/// Whether `BPF_PROG_TEST_RUN` takes a packet: since kernel 6.18 it refuses IP packets without a whole header. Those are
+/// tried with real interfaces, in `live`.
+pub(crate) fn is_runnable(packet: &[u8]) -> bool {
+    match packet[12..14] {
+        [0x08, 0x00] => packet.len() >= 34,
+        [0x86, 0xdd] => packet.len() >= 54,
+        _ => true,
+    }
+}
+
 /// A `struct __sk_buff` that says at which interface the packet is.
 fn context(ifindex: u32) -> [u8; SKB_SIZE] {
     let mut context = [0; SKB_SIZE];
