@@ -8,7 +8,8 @@ use crate::{
     packet::Octets,
 };
 
-/// Extension headers of one packet. RFC 8200 knows six that may stand once each, and a second for the destination.
+/// Headers of one packet, the transport header included. RFC 8200 knows six extension headers, of which the one for the
+/// destination may stand twice; nobody sends them all.
 const HEADERS_MAX: u32 = 7;
 
 /// Walks the headers of a packet that ends with its frame.

@@ -14,4 +14,5 @@ mod malformed;
 mod flows;
 mod events;
 mod pins;
+mod live;
 mod cost;
