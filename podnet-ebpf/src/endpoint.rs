@@ -71,6 +71,7 @@ impl Target {
 
     /// The first 12 bytes of a frame for the endpoint, its MAC and the gateway's, as three words.
     #[inline(always)]
+    #[expect(clippy::cast_ptr_alignment, reason = "a map value is aligned to 8, and the field's offset is asserted")]
     pub(crate) fn macs(self) -> [u32; 3] {
         const {
             assert!(offset_of!(Endpoint, mac) % 4 == 0);
@@ -86,6 +87,7 @@ impl Target {
 #[repr(transparent)]
 pub(crate) struct Source(*mut EndpointSource);
 
+#[expect(clippy::cast_ptr_alignment, reason = "a map value is aligned to 8, and each field to its size in it")]
 impl Source {
     /// The pod's IPv4 address as it stands in a packet; zero if it has none.
     #[inline(always)]

@@ -7,6 +7,7 @@
     clippy::inline_always,
     reason = "a BPF subprogram takes five words, returns one, and costs a call: inline is meant"
 )]
+#![expect(clippy::needless_pass_by_value, reason = "the shape of an entry point is aya's")]
 
 mod from_pod;
 mod to_pod;

@@ -155,7 +155,7 @@ impl Node {
     }
 
     /// Runs a packet that a pod sends.
-    pub(crate) fn from_pod(&mut self, pod: Pod, packet: &[u8]) -> Outcome {
+    pub(crate) fn run_from_pod(&mut self, pod: Pod, packet: &[u8]) -> Outcome {
         self.run(program_name::FROM_POD, pod.ifindex, packet)
     }
 
@@ -163,7 +163,7 @@ impl Node {
     #[track_caller]
     pub(crate) fn check(&mut self, pod: Pod, packet: &[u8], expected: impl Into<Expected>) -> Vec<u8> {
         let expected = expected.into();
-        let outcome = self.from_pod(pod, packet);
+        let outcome = self.run_from_pod(pod, packet);
         assert_eq!(outcome.decision, expected, "{}", describe(packet, &outcome));
         assert_untouched(packet, &outcome);
         outcome.packet
@@ -293,13 +293,19 @@ pub(crate) fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Moves the calling thread to namespaces of its own.
+#[expect(clippy::disallowed_methods, reason = "a test has its thread to itself")]
+pub(crate) fn new_namespaces(flags: CloneFlags) {
+    unshare(flags).expect("make namespaces for the test");
+}
+
 /// A bpffs in namespaces of the calling thread.
 pub(crate) struct Bpffs(tempfile::TempDir);
 
 impl Bpffs {
     pub(crate) fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this suite loads eBPF programs: run it as root");
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("make namespaces for the test");
+        new_namespaces(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET);
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
             .expect("make mounts private");
         let dir = tempfile::tempdir().unwrap();

@@ -20,7 +20,7 @@ use aya::programs::{
     tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, TcHandle, qdisc_add_clsact},
 };
 use nix::{
-    sched::{CloneFlags, unshare},
+    sched::CloneFlags,
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 use podnet::netns::Netns;
@@ -30,7 +30,7 @@ use podnet_common::{
 };
 
 use crate::{
-    fixture::{Expected, GATEWAY_MAC, Node, POD_A, POD_B, Pod, hex, ip},
+    fixture::{Expected, GATEWAY_MAC, Node, POD_A, POD_B, Pod, hex, ip, new_namespaces},
     packets::{ICMPV6, IPV4, IPV6, UDP, VLAN, ethernet, frame, ipv4, ipv6, neighbor, udp, udp_v4, udp_v6},
 };
 
@@ -161,7 +161,7 @@ fn tags_that_the_kernel_takes_out_hide_nothing() {
 /// Makes a namespace with the pod's end of the veth in it, up and configured, and as quiet as can be.
 fn pod_namespace(pod: Pod) -> Netns {
     let netns = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        new_namespaces(CloneFlags::CLONE_NEWNET);
         Netns::current().unwrap()
     })
     .join()

@@ -65,7 +65,7 @@ fn assert_rightful(packet: &[u8], outcome: &Outcome) {
     assert!([IpAddr::V4(POD_A.v4), IpAddr::V6(POD_A.v6)].contains(&summary.source.unwrap()), "{message}");
     let destination = match summary.destination.unwrap() {
         IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4),
-        v4 => v4,
+        v4 @ IpAddr::V4(_) => v4,
     };
     assert!([IpAddr::V4(POD_B.v4), IpAddr::V6(POD_B.v6)].contains(&destination), "{message}");
     assert_eq!(outcome.packet[..6], POD_B.mac, "{message}");
@@ -112,7 +112,7 @@ fn random_packets_are_never_redirected_with_a_wrong_source() {
         if !is_runnable(&packet) {
             continue;
         }
-        let outcome = node.from_pod(POD_A, &packet);
+        let outcome = node.run_from_pod(POD_A, &packet);
         assert_rightful(&packet, &outcome);
         if round % 8 == 0 {
             node.deliver(POD_B, &packet);
@@ -154,7 +154,7 @@ fn mutated_packets_are_never_redirected_with_a_wrong_source() {
         if !is_runnable(&packet) {
             continue;
         }
-        let outcome = node.from_pod(a, &packet);
+        let outcome = node.run_from_pod(a, &packet);
         assert_rightful(&packet, &outcome);
     }
 }

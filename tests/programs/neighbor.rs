@@ -81,7 +81,7 @@ fn claims_for_others_are_dropped() {
     check(&mut node, from, &neighbor(SOLICITATION, GATEWAY, &link_layer(1, POD_B.mac)), SpoofedNeighbor);
     check(&mut node, from, &router_solicitation(&link_layer(1, POD_B.mac)), SpoofedNeighbor);
     // Behind other options, too.
-    let nonce = vec![14, 1, 0, 0, 0, 0, 0, 0];
+    let nonce = [14, 1, 0, 0, 0, 0, 0, 0];
     for lead in 1..8 {
         let options = [nonce.repeat(lead), link_layer(1, POD_B.mac)].concat();
         check(&mut node, from, &neighbor(SOLICITATION, GATEWAY, &options), SpoofedNeighbor);
