@@ -25,6 +25,10 @@ fn cost_of_a_run() {
 
     let mut node = Node::new();
     repeatable(&mut node);
+    for program in [FROM_POD, TO_POD] {
+        let info = node.datapath.program(program).unwrap().info().unwrap();
+        println!("{program}: the verifier walked {:?} instructions of 1,000,000", info.verified_instruction_count());
+    }
     print("from_pod, IPv4 TCP, redirected", node.nanoseconds(FROM_POD, a.ifindex, &tcp_packet));
     print("from_pod, IPv4 UDP, redirected", node.nanoseconds(FROM_POD, a.ifindex, &udp_v4(a, b)));
     print("from_pod, IPv6 UDP, redirected", node.nanoseconds(FROM_POD, a.ifindex, &udp_v6(a, b)));
