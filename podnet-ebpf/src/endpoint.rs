@@ -69,12 +69,16 @@ impl Target {
         }
     }
 
-    /// The first 12 bytes of a frame for the endpoint: its MAC, then the gateway's.
+    /// The first 12 bytes of a frame for the endpoint, its MAC and the gateway's, as three words.
     #[inline(always)]
-    pub(crate) fn macs(self) -> [u8; 12] {
-        const { assert!(offset_of!(Endpoint, gateway_mac) == offset_of!(Endpoint, mac) + 6) }
-        // SAFETY: as for `ifindex`; the two fields are adjacent (asserted above) and have 12 bytes in all.
-        unsafe { (&raw const (*self.0).mac).cast::<[u8; 12]>().read() }
+    #[expect(clippy::cast_ptr_alignment, reason = "a map value is aligned to 8, and the field's offset is asserted")]
+    pub(crate) fn macs(self) -> [u32; 3] {
+        const {
+            assert!(offset_of!(Endpoint, mac) % 4 == 0);
+            assert!(offset_of!(Endpoint, gateway_mac) == offset_of!(Endpoint, mac) + 6);
+        }
+        // SAFETY: as for `ifindex`; the two fields are adjacent, have 12 bytes in all and start aligned (asserted above).
+        unsafe { (&raw const (*self.0).mac).cast::<[u32; 3]>().read() }
     }
 }
 
@@ -83,6 +87,7 @@ impl Target {
 #[repr(transparent)]
 pub(crate) struct Source(*mut EndpointSource);
 
+#[expect(clippy::cast_ptr_alignment, reason = "a map value is aligned to 8, and each field to its size in it")]
 impl Source {
     /// The pod's IPv4 address as it stands in a packet; zero if it has none.
     #[inline(always)]

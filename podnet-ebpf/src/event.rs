@@ -63,6 +63,7 @@ pub(crate) fn emit(skb: *mut __sk_buff, reason: DropReason, hook: Hook) {
 
 /// Returns whether the ring buffer had room.
 #[inline(always)]
+#[expect(clippy::cast_ptr_alignment, reason = "`data` is 32 bytes into a record that is aligned to 8")]
 fn send(skb: *mut __sk_buff, reason: DropReason, hook: Hook, now: u64, lost: u32) -> bool {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return false };
     let ctx = TcContext::new(skb);

@@ -8,8 +8,8 @@ use crate::{
     packet::Octets,
 };
 
-/// Extension headers of one packet. RFC 8200 knows six that may stand once each, and a second for the destination.
-const HEADERS_MAX: u32 = 7;
+/// Headers of one packet, the transport header included. RFC 8200 knows more kinds, but nobody sends them all.
+const HEADERS_MAX: u32 = 5;
 
 /// Walks the headers of a packet that ends with its frame.
 #[inline(never)]

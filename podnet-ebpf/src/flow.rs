@@ -18,7 +18,7 @@ use podnet_common::flow::{Flow, FlowKey};
 
 use crate::{
     ip::{Address, Ip, icmpv6, protocol},
-    packet::Octets as _,
+    packet::{self, Octets as _},
     trace,
 };
 
@@ -46,8 +46,8 @@ pub(crate) enum Path {
 
 /// Decides the path of a packet that a pod sends to a pod, one of which is touched. Not for fragments.
 #[inline(always)]
-pub(crate) fn path(ctx: &TcContext, packet: &Ip) -> Path {
-    let Some(Direction { key, seen }) = direction(ctx, packet) else { return Path::Kernel };
+pub(crate) fn path(ctx: &TcContext, ip: &Ip) -> Path {
+    let Some(Direction { key, seen }) = direction(ctx, ip) else { return Path::Kernel };
     let entry = lookup(&key);
     let state = entry.map_or(0, |entry| entry.flow.state);
     if state & (Flow::OWNED_BY_EBPF | Flow::OWNED_BY_KERNEL) == Flow::OWNED_BY_EBPF {
@@ -56,7 +56,7 @@ pub(crate) fn path(ctx: &TcContext, packet: &Ip) -> Path {
     let now = tick();
     let idle = entry.map_or(0, |entry| now.wrapping_sub(entry.flow.last_seen));
     let live_in_kernel = state & Flow::OWNED_BY_KERNEL != 0 && idle <= IDLE_TICKS;
-    if !live_in_kernel && opens_connection(ctx, packet) {
+    if !live_in_kernel && opens_connection(ctx, ip) {
         return claim(ctx, &key, entry.is_some(), now);
     }
     match entry {
@@ -80,11 +80,11 @@ fn claim(ctx: &TcContext, key: &Key, exists: bool, now: u32) -> Path {
 
 /// Remembers a packet that the kernel path delivers from a pod to a pod.
 #[inline(always)]
-pub(crate) fn delivered_by_kernel(ctx: &TcContext, packet: &Ip) {
-    if packet.transport.is_fragment() {
+pub(crate) fn delivered_by_kernel(ctx: &TcContext, ip: &Ip) {
+    if ip.transport.is_fragment() {
         return;
     }
-    let Some(Direction { key, seen }) = direction(ctx, packet) else { return };
+    let Some(Direction { key, seen }) = direction(ctx, ip) else { return };
     let now = tick();
     let Some(entry) = lookup(&key) else {
         update(ctx, &key, Flow { state: Flow::OWNED_BY_KERNEL, last_seen: now }, BPF_ANY);
@@ -159,12 +159,11 @@ impl Direction {
 /// Returns the flow of a packet; `None` for ICMP that is no echo (errors concern flows, but are none) and for a
 /// transport header that is cut.
 #[inline(always)]
-fn direction(ctx: &TcContext, packet: &Ip) -> Option<Direction> {
-    let number = packet.transport.protocol();
-    let offset = packet.transport.offset();
+fn direction(ctx: &TcContext, ip: &Ip) -> Option<Direction> {
+    let number = ip.transport.protocol();
+    let offset = ip.transport.offset();
     let (from_port, to_port) = if protocol::has_ports(number) {
-        let [a, b, c, d] = ctx.octets::<4>(offset).ok()?;
-        (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]))
+        ports(ctx, offset)?
     } else if number == protocol::ICMP || number == protocol::ICMPV6 {
         let [kind, _, _, _, a, b, _, _] = ctx.octets::<8>(offset).ok()?;
         let identifier = if is_echo(number, kind) { u16::from_ne_bytes([a, b]) } else { return None };
@@ -172,7 +171,24 @@ fn direction(ctx: &TcContext, packet: &Ip) -> Option<Direction> {
     } else {
         (0, 0)
     };
-    Some(Direction::new(packet.source, from_port, packet.destination, to_port, number))
+    Some(Direction::new(ip.source, from_port, ip.destination, to_port, number))
+}
+
+/// Source and destination port as they stand in the packet: read in place behind the fixed headers of Ethernet and IP.
+#[inline(always)]
+fn ports(ctx: &TcContext, offset: u32) -> Option<(u16, u16)> {
+    if offset == 34
+        && let Some(headers) = packet::linear::<38>(ctx)
+    {
+        return Some((headers.read::<u16, 34>(), headers.read::<u16, 36>()));
+    }
+    if offset == 54
+        && let Some(headers) = packet::linear::<58>(ctx)
+    {
+        return Some((headers.read::<u16, 54>(), headers.read::<u16, 56>()));
+    }
+    let [a, b, c, d] = ctx.octets::<4>(offset).ok()?;
+    Some((u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])))
 }
 
 #[inline(always)]
@@ -186,10 +202,10 @@ const fn is_echo(number: u8, kind: u8) -> bool {
 
 /// Whether the packet is a TCP SYN without ACK.
 #[inline(always)]
-fn opens_connection(ctx: &TcContext, packet: &Ip) -> bool {
-    packet.transport.protocol() == protocol::TCP
+fn opens_connection(ctx: &TcContext, ip: &Ip) -> bool {
+    ip.transport.protocol() == protocol::TCP
         && ctx
-            .octets::<1>(packet.transport.offset() + TCP_FLAGS_OFFSET)
+            .octets::<1>(ip.transport.offset() + TCP_FLAGS_OFFSET)
             .is_ok_and(|[flags]| flags & (TCP_SYN | TCP_ACK) == TCP_SYN)
 }
 

@@ -58,7 +58,7 @@ fn ipv4(ctx: &TcContext, source: Source) -> Result<Decision, DropReason> {
         destination: Address::from_v4(header.read::<u32, 30>()),
         transport: Transport::new(header.read::<u8, 23>(), 34, fragment),
     };
-    forward::forward(ctx, source, &packet, EndpointSource::KERNEL_TOUCHED_V4)
+    Ok(forward::forward(ctx, source, &packet, EndpointSource::KERNEL_TOUCHED_V4))
 }
 
 #[inline(always)]
@@ -80,5 +80,5 @@ fn ipv6(ctx: &TcContext, source: Source) -> Result<Decision, DropReason> {
     }
     let packet =
         Ip { source: from, destination: Address::new(header.read::<u64, 38>(), header.read::<u64, 46>()), transport };
-    forward::forward(ctx, source, &packet, EndpointSource::KERNEL_TOUCHED_V6)
+    Ok(forward::forward(ctx, source, &packet, EndpointSource::KERNEL_TOUCHED_V6))
 }

@@ -3,10 +3,11 @@
 //! Both programs are attached to the host end of a pod's veth, by clsact and in direct-action mode. Whatever they do
 //! not redirect or drop goes on with `TC_ACT_UNSPEC`: to the filters behind them, then to the kernel path.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
-#![cfg_attr(
-    not(target_arch = "bpf"),
-    expect(dead_code, reason = "on the host only the pure parts are called, by their unit tests")
+#![expect(
+    clippy::inline_always,
+    reason = "a BPF subprogram takes five words, returns one, and costs a call: inline is meant"
 )]
+#![expect(clippy::needless_pass_by_value, reason = "the shape of an entry point is aya's")]
 
 mod from_pod;
 mod to_pod;
@@ -25,6 +26,8 @@ mod ip;
 mod packet;
 mod settings;
 mod trace;
+#[cfg(test)]
+mod guard_tests;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use podnet_common::event::Hook;

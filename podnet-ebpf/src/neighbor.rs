@@ -8,8 +8,9 @@ use crate::{
     packet::Octets,
 };
 
-/// Options of one message that are looked at. The kernel's own messages have one or two.
-const OPTIONS_MAX: u32 = 8;
+/// Options that one message may have. The kernel's own messages have one or two; the verifier walks every number of
+/// them, behind every number of extension headers.
+const OPTIONS_MAX: u32 = 4;
 const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
 const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
 

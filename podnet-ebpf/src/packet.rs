@@ -94,10 +94,53 @@ pub(crate) fn headers<const LEN: usize>(ctx: &TcContext) -> Result<Headers<LEN>,
     linear(ctx).ok_or(DropReason::Malformed)
 }
 
+/// Returns the packet's first `LEN` bytes if they are linear.
 #[inline(always)]
-fn linear<const LEN: usize>(ctx: &TcContext) -> Option<Headers<LEN>> {
+pub(crate) fn linear<const LEN: usize>(ctx: &TcContext) -> Option<Headers<LEN>> {
     let start = ctx.data();
     (start + LEN <= ctx.data_end()).then_some(Headers { start: start as *const u8 })
+}
+
+/// Overwrites both MACs of the frame. `None`: its header is not linear.
+///
+/// A store by pointer saves a call of `bpf_skb_store_bytes`, a fifth of the program's time. It makes the kernel put a
+/// prologue before the program (`tc_cls_act_prologue`), which unshares a cloned packet; for TCP's own clones, whose
+/// headers are private already, that is as much work as the call.
+#[inline(always)]
+pub(crate) fn set_macs(ctx: &TcContext, macs: [u32; 3]) -> Option<()> {
+    let Headers { start } = linear::<{ ETHERNET_LEN as usize }>(ctx)?;
+    // SAFETY: 14 bytes from `start` on are in the packet, which is private to this program.
+    unsafe {
+        store_word::<0>(start, macs[0]);
+        store_word::<4>(start, macs[1]);
+        store_word::<8>(start, macs[2]);
+    }
+    Some(())
+}
+
+/// Stores a word that may be misaligned; see [`Word`].
+///
+/// # Safety
+///
+/// `start + OFFSET` is valid for writes of a word.
+#[inline(always)]
+unsafe fn store_word<const OFFSET: usize>(start: *const u8, word: u32) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's promise; the instruction does nothing but store.
+    unsafe {
+        core::arch::asm!(
+            "*(u32 *)({start} + {offset}) = {word}",
+            start = in(reg) start,
+            word = in(reg) u64::from(word),
+            offset = const OFFSET,
+            options(nostack, preserves_flags),
+        );
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        start.cast_mut().add(OFFSET).cast::<u32>().write_unaligned(word);
+    }
 }
 
 /// Index of the interface at whose hook the packet is.

@@ -31,7 +31,7 @@ fn a_drop_is_told_with_its_packet() {
         let text = event.to_string();
         assert!(text.contains("UDP 10.244.1.3 port 40000 > 10.244.1.3 port 53"), "{text}");
     }
-    let runt = [&spoofed(0)[..12], &[8, 0]].concat();
+    let runt = [&spoofed(0)[..12], &[8, 6]].concat();
     node.check(POD_A, &runt, DropReason::Malformed);
     assert_eq!(events.next_event().unwrap().data, runt);
     node.check(POD_A, &udp_v4(POD_A, POD_B), podnet_common::verdict::Verdict::RedirectedToPod);

@@ -2,7 +2,7 @@
 //!
 //! Needs root and the built object (`cargo xtask build-ebpf`). Each test has a thread with network and mount namespaces
 //! of its own, so tests run in parallel and leave nothing behind.
-#![expect(clippy::unwrap_used, reason = "tests panic, and keep the backtrace")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests panic, and keep the backtrace")]
 
 mod fixture;
 mod packets;
@@ -14,4 +14,5 @@ mod malformed;
 mod flows;
 mod events;
 mod pins;
+mod live;
 mod cost;
