@@ -32,7 +32,8 @@ pub fn run(config_path: &Path) -> Result<()> {
     let config = Config::load(config_path)?;
     let logging = Logging::start(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        // One is enough for an API that passes everything on, and hands nothing from thread to thread.
+        .worker_threads(1)
         .enable_all()
         .build()
         .context("start the asynchronous runtime")?;
@@ -81,8 +82,7 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
 
     let context = server::Context { engine: engine.clone(), logging };
     if let Some(address) = config.http {
-        let listener =
-            tokio::net::TcpListener::bind(address).await.with_context(|| format!("http: bind {address}"))?;
+        let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("http: bind {address}"))?;
         tokio::spawn(server::serve_tcp(listener, server::health_router(context.clone())));
     }
     let listener = server::bind(&config.socket)?;

@@ -55,6 +55,8 @@ pub struct PodRecord {
 /// Version of the schema, kept in `PRAGMA user_version`.
 const SCHEMA_VERSION: i64 = 1;
 
+// Few trees, because each one that a commit touches is another page to write. `ipv4` and `ipv6` are the leases: unique,
+// and gone with their pod.
 const SCHEMA: &str = "
     CREATE TABLE pods (
         container_id  TEXT NOT NULL,
@@ -66,25 +68,20 @@ const SCHEMA: &str = "
         netns         TEXT NOT NULL,
         netns_device  INTEGER NOT NULL,
         netns_inode   INTEGER NOT NULL,
-        host_ifname   TEXT NOT NULL UNIQUE,
+        host_ifname   TEXT NOT NULL,
         host_ifindex  INTEGER NOT NULL,
         mac           BLOB NOT NULL,
         mtu           INTEGER NOT NULL,
+        ipv4          TEXT UNIQUE,
+        ipv6          TEXT UNIQUE,
         ready         INTEGER NOT NULL,
         created       INTEGER NOT NULL,
         PRIMARY KEY (container_id, ifname)
-    ) STRICT;
-    CREATE TABLE leases (
-        address      TEXT NOT NULL PRIMARY KEY,
-        container_id TEXT NOT NULL,
-        ifname       TEXT NOT NULL,
-        FOREIGN KEY (container_id, ifname) REFERENCES pods ON DELETE CASCADE
-    ) STRICT;
-    CREATE INDEX leases_by_pod ON leases (container_id, ifname);
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE settings (
         name  TEXT NOT NULL PRIMARY KEY,
         value TEXT NOT NULL
-    ) STRICT;
+    ) STRICT, WITHOUT ROWID;
 ";
 
 const SET_SETTING: &str = "INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2";
@@ -110,51 +107,54 @@ impl Database {
             connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "NORMAL")?;
-            connection.pragma_update(None, "foreign_keys", true)?;
             let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
             match version {
                 0 => connection
                     .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))?,
                 SCHEMA_VERSION => {}
-                later => bail!("its schema has version {later}, this podnet knows {SCHEMA_VERSION}: run the newer podnet"),
+                later => {
+                    bail!("its schema has version {later}, this podnet knows {SCHEMA_VERSION}: run the newer podnet")
+                }
             }
             let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
             ensure!(verdict == "ok", "it is corrupt ({verdict}): move it away, and podnet starts with no pods");
             Ok(Self { connection })
         };
-        open().map_err(|error| match error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code) {
-            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
-                anyhow::anyhow!("database {} is in use: another podnet daemon runs on this state folder", path.display())
+        open().map_err(|error| {
+            match error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code) {
+                Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+                    anyhow::anyhow!(
+                        "database {} is in use: another podnet daemon runs on this state folder",
+                        path.display()
+                    )
+                }
+                Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => anyhow::anyhow!(
+                    "database {} is corrupt ({error}): move it away, and podnet starts with no pods",
+                    path.display()
+                ),
+                _ => error.context(format!("open database {}", path.display())),
             }
-            Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => anyhow::anyhow!(
-                "database {} is corrupt ({error}): move it away, and podnet starts with no pods",
-                path.display()
-            ),
-            _ => error.context(format!("open database {}", path.display())),
         })
     }
 
     /// Returns all pods, by key.
     pub fn pods(&self) -> Result<BTreeMap<AttachmentKey, PodRecord>> {
-        let mut leases: BTreeMap<AttachmentKey, Vec<IpAddr>> = BTreeMap::new();
-        let mut statement = self.connection.prepare("SELECT container_id, ifname, address FROM leases")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let key = AttachmentKey { container_id: row.get(0)?, ifname: row.get(1)? };
-            let address: String = row.get(2)?;
-            let address = address.parse().with_context(|| format!("database holds {address:?} as an address"))?;
-            leases.entry(key).or_default().push(address);
-        }
         let mut statement = self.connection.prepare(
             "SELECT container_id, ifname, network, pod_namespace, pod_name, pod_uid, netns, netns_device, netns_inode,
-                    host_ifname, host_ifindex, mac, mtu, ready, created FROM pods",
+                    host_ifname, host_ifindex, mac, mtu, ipv4, ipv6, ready, created FROM pods",
         )?;
         let mut rows = statement.query([])?;
         let mut pods = BTreeMap::new();
         while let Some(row) = rows.next()? {
             let key = AttachmentKey { container_id: row.get(0)?, ifname: row.get(1)? };
-            let mut addresses = leases.remove(&key).unwrap_or_default();
-            addresses.sort_unstable();
+            let mut addresses = Vec::with_capacity(2);
+            for column in [13, 14] {
+                if let Some(address) = row.get::<_, Option<String>>(column)? {
+                    let address =
+                        address.parse().with_context(|| format!("database holds {address:?} as an address"))?;
+                    addresses.push(address);
+                }
+            }
             let record = PodRecord {
                 network: row.get(2)?,
                 pod: PodIdentity { namespace: row.get(3)?, name: row.get(4)?, uid: row.get(5)? },
@@ -166,8 +166,8 @@ impl Database {
                 mac: Mac(row.get(11)?),
                 mtu: row.get(12)?,
                 addresses,
-                state: if row.get(13)? { PodState::Ready } else { PodState::Adding },
-                created: row.get::<_, i64>(14)? as u64,
+                state: if row.get(15)? { PodState::Ready } else { PodState::Adding },
+                created: row.get::<_, i64>(16)? as u64,
                 key: key.clone(),
             };
             pods.insert(key, record);
@@ -177,9 +177,9 @@ impl Database {
 
     /// Commits the intent to attach a pod: its record and its leases.
     pub fn insert(&mut self, record: &PodRecord) -> Result<()> {
-        let transaction = self.connection.transaction()?;
-        transaction
-            .prepare_cached("INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15)")?
+        let address = |v4: bool| record.addresses.iter().find(|address| address.is_ipv4() == v4).map(IpAddr::to_string);
+        self.connection
+            .prepare_cached("INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)")?
             .execute(params![
                 record.key.container_id,
                 record.key.ifname,
@@ -194,17 +194,12 @@ impl Database {
                 record.host_ifindex,
                 record.mac.0,
                 record.mtu,
+                address(true),
+                address(false),
                 record.state == PodState::Ready,
                 record.created as i64,
             ])?;
-        for address in &record.addresses {
-            transaction.prepare_cached("INSERT INTO leases VALUES (?1, ?2, ?3)")?.execute(params![
-                address.to_string(),
-                record.key.container_id,
-                record.key.ifname
-            ])?;
-        }
-        Ok(transaction.commit()?)
+        Ok(())
     }
 
     /// Commits that a pod is attached, by the host-side veth with this index, together with settings.
@@ -235,9 +230,7 @@ impl Database {
 
     /// Stores a setting.
     pub fn set_setting(&mut self, name: &str, value: &str) -> Result<()> {
-        self.connection
-            .prepare_cached(SET_SETTING)?
-            .execute([name, value])?;
+        self.connection.prepare_cached(SET_SETTING)?.execute([name, value])?;
         Ok(())
     }
 
@@ -303,9 +296,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut database = Database::open(folder.path()).unwrap();
         database.insert(&record("a", &["10.244.1.2"])).unwrap();
-        assert!(database.insert(&record("b", &["10.244.1.3", "10.244.1.2"])).is_err());
+        assert!(database.insert(&record("b", &["10.244.1.2", "fd00::3"])).is_err());
         assert_eq!(database.pods().unwrap().len(), 1);
-        database.insert(&record("c", &["10.244.1.3"])).unwrap();
+        database.insert(&record("c", &["10.244.1.3", "fd00::3"])).unwrap();
     }
 
     #[test]

@@ -17,7 +17,11 @@ use tokio::io::{Interest, unix::AsyncFd};
 use tracing::warn;
 
 use crate::{
-    datapath::{events::{DropEvent, Events}, loader::pin_dir, logs::Logs},
+    datapath::{
+        events::{DropEvent, Events},
+        loader::pin_dir,
+        logs::Logs,
+    },
     engine::{Command, Handle},
 };
 

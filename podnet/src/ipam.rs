@@ -251,13 +251,12 @@ mod tests {
             let mut held: Vec<IpAddr> = Vec::new();
             for (lease, pick) in steps {
                 if lease {
-                    match pool.lease_next() {
-                        Ok(address) => {
-                            prop_assert!(!held.contains(&address));
-                            prop_assert!(!["10.0.0.0", "10.0.0.1", "10.0.0.15"].contains(&address.to_string().as_str()));
-                            held.push(address);
-                        }
-                        Err(_) => prop_assert_eq!(held.len() as u64, pool.capacity()),
+                    if let Ok(address) = pool.lease_next() {
+                        prop_assert!(!held.contains(&address));
+                        prop_assert!(!["10.0.0.0", "10.0.0.1", "10.0.0.15"].contains(&address.to_string().as_str()));
+                        held.push(address);
+                    } else {
+                        prop_assert_eq!(held.len() as u64, pool.capacity());
                     }
                 } else if !held.is_empty() {
                     let address = held.swap_remove(usize::from(pick) % held.len());

@@ -33,7 +33,9 @@ impl Logging {
         let registry = tracing_subscriber::registry().with(filter);
         let writer = std::io::stderr;
         match config.format {
-            LogFormat::Text => registry.with(fmt::layer().with_writer(writer).with_ansi(writer().is_terminal()).with_target(false)).try_init(),
+            LogFormat::Text => registry
+                .with(fmt::layer().with_writer(writer).with_ansi(writer().is_terminal()).with_target(false))
+                .try_init(),
             LogFormat::Json => registry.with(fmt::layer().json().with_writer(writer)).try_init(),
         }
         .context("start logging")?;
@@ -63,13 +65,12 @@ impl Logging {
     /// Returns the levels in force.
     #[must_use]
     pub fn levels(&self) -> LogLevels {
-        LogLevels {
-            daemon: self.filter.with_current(ToString::to_string).ok(),
-            ebpf: Some(self.ebpf().to_string()),
-        }
+        LogLevels { daemon: self.filter.with_current(ToString::to_string).ok(), ebpf: Some(self.ebpf().to_string()) }
     }
 }
 
 fn parse(filter: &str) -> Result<EnvFilter> {
-    filter.parse().with_context(|| format!("{filter:?} is no log filter such as \"info\" or \"info,podnet::engine=debug\""))
+    filter
+        .parse()
+        .with_context(|| format!("{filter:?} is no log filter such as \"info\" or \"info,podnet::engine=debug\""))
 }

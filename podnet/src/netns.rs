@@ -1,7 +1,7 @@
 //! Network namespaces: open, compare, create, remove, and run code in one. The only place that changes namespace.
 //!
-//! A namespace belongs to a thread, so code runs in another one on a thread of its own that ends with the call: no
-//! thread that serves anything else can be left in the wrong namespace.
+//! A namespace belongs to a thread, so code runs in another one on a thread of its own that ends with the call, or on a
+//! thread that serves nothing else meanwhile and surely returns: none is left in the wrong namespace.
 
 use std::{
     fs::File,
@@ -120,11 +120,38 @@ impl Netns {
     /// If the closure panics, with its panic.
     pub fn run<T: Send>(&self, closure: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         run_on_thread(|| {
-            #[expect(clippy::disallowed_methods, reason = "this thread is its own, and ends here")]
-            setns(&self.file, CloneFlags::CLONE_NEWNET)
-                .with_context(|| format!("enter network namespace {}", self.path.display()))?;
+            self.enter()?;
             closure()
         })
+    }
+
+    /// Runs a closure inside the namespace on the calling thread, and returns to `home`, the namespace that the thread
+    /// came from. Saves the two thread switches of [`Netns::run`], for whoever does this a thousand times a minute. The
+    /// calling thread must serve nothing else meanwhile, so it is not for asynchronous code.
+    ///
+    /// Ends the process if the thread cannot return: everything it did from there on would hit the wrong namespace,
+    /// and a new start finds its way.
+    pub fn visit<T>(&self, home: &Self, closure: impl FnOnce() -> Result<T>) -> Result<T> {
+        /// Returns home on drop, so on a panic, too.
+        struct Homeward<'a>(&'a Netns);
+        impl Drop for Homeward<'_> {
+            fn drop(&mut self) {
+                if let Err(error) = self.0.enter() {
+                    tracing::error!(error = format!("{error:#}"), "a thread is lost in a pod's network namespace");
+                    std::process::abort();
+                }
+            }
+        }
+        self.enter()?;
+        let _homeward = Homeward(home);
+        closure()
+    }
+
+    /// Moves the calling thread into the namespace.
+    #[expect(clippy::disallowed_methods, reason = "called on threads that end with it, or that return from it")]
+    fn enter(&self) -> Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("enter network namespace {}", self.path.display()))
     }
 }
 

@@ -27,11 +27,8 @@ pub fn remove() -> Result<()> {
 
 /// Returns whether the table is there.
 pub fn is_installed() -> Result<bool> {
-    let tables = nftables::helper::get_current_ruleset_raw(
-        nftables::helper::DEFAULT_NFT,
-        ["list", "tables"].iter().copied().collect::<Vec<_>>(),
-    )
-    .context("list nftables tables (is the package nftables installed?)")?;
+    let tables = nftables::helper::get_current_ruleset_raw(nftables::helper::DEFAULT_NFT, ["list", "tables"].to_vec())
+        .context("list nftables tables (is the package nftables installed?)")?;
     let tables: Value = serde_json::from_str(&tables).context("read what nft answered")?;
     Ok(tables["nftables"].as_array().is_some_and(|objects| {
         objects.iter().any(|object| object["table"]["name"] == TABLE && object["table"]["family"] == "inet")

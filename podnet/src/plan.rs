@@ -179,7 +179,9 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Vec<Change> {
     // A pod whose veth is gone, or has been replaced by another link of the same name, is lost: nothing of it stays in
     // the maps, where its index might come to mean another pod.
     let (alive, lost): (Vec<_>, Vec<_>) = desired.pods.iter().partition(|pod| {
-        by_name.get(pod.host_ifname.as_str()).is_some_and(|link| link.ifindex == pod.host_ifindex && link.kind == "veth")
+        by_name
+            .get(pod.host_ifname.as_str())
+            .is_some_and(|link| link.ifindex == pod.host_ifindex && link.kind == "veth")
     });
     let owned: HashSet<u32> = alive.iter().map(|pod| pod.host_ifindex).collect();
 
@@ -206,8 +208,9 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Vec<Change> {
 /// Returns whether a name is one that podnet gives host-side veths: `pn` and eleven hexadecimal digits.
 #[must_use]
 pub fn is_veth_name(name: &str) -> bool {
-    name.strip_prefix(VETH_PREFIX)
-        .is_some_and(|digits| digits.len() == 11 && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
+    name.strip_prefix(VETH_PREFIX).is_some_and(|digits| {
+        digits.len() == 11 && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    })
 }
 
 fn plan_bridge(spec: &BridgeSpec, bridge: Option<&Link>, actual: &Actual, changes: &mut Vec<Change>) {
@@ -235,8 +238,13 @@ fn plan_map_removals(alive: &[&PodSpec], gateway_mac: Mac, actual: &Actual, chan
         .collect();
     changes.extend(stale.into_values().map(Change::DeleteEndpoint));
     let owned: HashSet<u32> = alive.iter().map(|pod| pod.host_ifindex).collect();
-    let mut stale: Vec<u32> =
-        actual.sources.iter().flatten().map(|(ifindex, _)| *ifindex).filter(|ifindex| !owned.contains(ifindex)).collect();
+    let mut stale: Vec<u32> = actual
+        .sources
+        .iter()
+        .flatten()
+        .map(|(ifindex, _)| *ifindex)
+        .filter(|ifindex| !owned.contains(ifindex))
+        .collect();
     stale.sort_unstable();
     changes.extend(stale.into_iter().map(Change::DeleteSource));
 }
@@ -264,13 +272,11 @@ fn plan_programs(desired: &Desired, actual: &Actual, any_pod: bool, changes: &mu
     match desired.programs {
         // Without pods the blocks do not exist; they are filled with the first pod.
         Some(_) if !any_pod => {}
-        Some(programs) => {
-            if actual.from_pod != Some(programs.from_pod) || actual.to_pod != Some(programs.to_pod) {
-                changes.push(Change::ReplacePrograms);
-            }
+        Some(programs) if actual.from_pod != Some(programs.from_pod) || actual.to_pod != Some(programs.to_pod) => {
+            changes.push(Change::ReplacePrograms);
         }
         None if actual.from_pod.is_some() || actual.to_pod.is_some() => changes.push(Change::RemovePrograms),
-        None => {}
+        _ => {}
     }
 }
 

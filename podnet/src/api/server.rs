@@ -78,7 +78,10 @@ pub fn router(context: Context) -> Router {
         .merge(health_routes())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .fallback(|| async {
-            ApiError::new(ErrorKind::InvalidRequest, "podnet's API has no such path; client and daemon may differ in version")
+            ApiError::new(
+                ErrorKind::InvalidRequest,
+                "podnet's API has no such path; client and daemon may differ in version",
+            )
         })
         .with_state(context)
 }
@@ -179,10 +182,7 @@ pub fn bind(socket: &Path) -> Result<UnixListener> {
 /// One does.
 pub fn ensure_not_served(socket: &Path) -> Result<()> {
     if UnixStream::connect(socket).is_ok() {
-        bail!(
-            "another podnet daemon serves {}; stop it first, or give this one a socket of its own",
-            socket.display()
-        );
+        bail!("another podnet daemon serves {}; stop it first, or give this one a socket of its own", socket.display());
     }
     Ok(())
 }

@@ -136,9 +136,8 @@ pub fn run() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // A reader that went away (`podnet pods | head`) is no error of ours.
-            let broken_pipe = error
-                .downcast_ref::<io::Error>()
-                .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+            let broken_pipe =
+                error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
             if broken_pipe {
                 return ExitCode::SUCCESS;
             }

@@ -27,13 +27,7 @@ fn render(status: &Status) -> Result<String> {
         Some(reason) => format!("NOT READY: {reason}"),
     };
     writeln!(text, "Node      {} ({ready})", status.node)?;
-    writeln!(
-        text,
-        "Daemon    podnet {}, process {}, up {}",
-        status.version,
-        status.pid,
-        duration(status.uptime)
-    )?;
+    writeln!(text, "Daemon    podnet {}, process {}, up {}", status.version, status.pid, duration(status.uptime))?;
     writeln!(text, "Bridge    {} {} mtu {}", status.bridge, status.bridge_mac, status.mtu)?;
     for pool in &status.pools {
         writeln!(text, "Pool      {} gateway {}: {} of {} in use", pool.cidr, pool.gateway, pool.used, pool.capacity)?;

@@ -106,7 +106,7 @@ impl Engine {
         }
         let netns = Netns::open(&request.netns)
             .map_err(|error| ApiError::new(ErrorKind::InvalidNetns, format!("{error:#}")))?;
-        if netns.id().map_err(internal)? == self.own_netns {
+        if netns.id().map_err(internal)? == self.home.id().map_err(internal)? {
             return Err(ApiError::new(
                 ErrorKind::InvalidNetns,
                 format!("{} is the node's own network namespace; a pod needs one of its own", request.netns),
@@ -211,7 +211,9 @@ impl Engine {
                     ErrorKind::AlreadyExists,
                     format!("interface {} already exists in {}", record.key.ifname, record.netns),
                 ),
-                WireError::Other(error) => internal(error.context(format!("attach container {}", record.key.container_id))),
+                WireError::Other(error) => {
+                    internal(error.context(format!("attach container {}", record.key.container_id)))
+                }
             });
         }
         record.state = PodState::Ready;
@@ -253,9 +255,8 @@ impl Engine {
             neighbor::add_fdb(ifindex, record.mac),
         ];
         requests.extend(self.program_offers()?);
-        requests.extend(
-            record.addresses.iter().map(|address| neighbor::add(self.bridge_ifindex, *address, record.mac)),
-        );
+        requests
+            .extend(record.addresses.iter().map(|address| neighbor::add(self.bridge_ifindex, *address, record.mac)));
         self.netlink.batch(requests)?;
 
         // The guard stands before the pod can send its first packet.
@@ -273,7 +274,7 @@ impl Engine {
             gateways: &gateways,
             gateway_mac: self.bridge_mac,
         }
-        .configure(netns)?;
+        .configure(netns, &self.home)?;
         if let Some(datapath) = &mut self.datapath {
             for address in &record.addresses {
                 datapath.maps_mut().upsert_endpoint(Address::from(*address), spec.endpoint(self.bridge_mac))?;
@@ -406,6 +407,7 @@ impl Engine {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "made for `map_err`")]
 pub(super) fn internal(error: anyhow::Error) -> ApiError {
     ApiError::new(ErrorKind::Internal, format!("{error:#}"))
 }

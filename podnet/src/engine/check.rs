@@ -61,7 +61,7 @@ impl Engine {
             gateways: &self.gateways(&record.addresses),
             gateway_mac: self.bridge_mac,
         }
-        .check(&netns)
+        .check(&netns, &self.home)
     }
 
     fn check_host_side(&mut self, record: &PodRecord) -> Result<()> {
@@ -105,7 +105,8 @@ impl Engine {
         for address in &record.addresses {
             let endpoint = datapath.maps().endpoint(Address::from(*address))?;
             ensure!(
-                endpoint.is_some_and(|endpoint| endpoint.ifindex == record.host_ifindex && endpoint.mac == record.mac.0),
+                endpoint
+                    .is_some_and(|endpoint| endpoint.ifindex == record.host_ifindex && endpoint.mac == record.mac.0),
                 "map ENDPOINTS does not lead from {address} to veth {}",
                 record.host_ifname
             );

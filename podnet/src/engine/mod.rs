@@ -24,10 +24,13 @@ use crate::{
     cni::deletions,
     config::Config,
     database::{Database, PodRecord},
-    datapath::{loader::Datapath, logs::{LogLevel, Logs}},
+    datapath::{
+        loader::Datapath,
+        logs::{LogLevel, Logs},
+    },
     ipam::Pool,
     netlink::Socket,
-    netns::{Netns, NetnsId},
+    netns::Netns,
 };
 
 mod attachment;
@@ -105,7 +108,8 @@ struct Engine {
     config: Config,
     database: Database,
     netlink: Socket,
-    own_netns: NetnsId,
+    /// The node's own network namespace.
+    home: Netns,
     bridge_mac: Mac,
     bridge_ifindex: u32,
     pods: BTreeMap<AttachmentKey, PodRecord>,
@@ -151,7 +155,7 @@ impl Engine {
     /// Opens everything and brings the node into its desired state: ordinary start and crash recovery alike.
     fn recover(config: Config, ebpf_log: LogLevel, logs: UnboundedSender<Logs>) -> Result<Self> {
         let database = Database::open(&config.state_dir)?;
-        let own_netns = Netns::current()?.id()?;
+        let home = Netns::current()?;
         let netlink = Socket::open()?;
         let gateways: Vec<IpAddr> = config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect();
         let bridge_mac = names::mac_for(&gateways);
@@ -159,7 +163,7 @@ impl Engine {
         let mut engine = Self {
             database,
             netlink,
-            own_netns,
+            home,
             bridge_mac,
             bridge_ifindex: 0,
             pods: BTreeMap::new(),
@@ -240,9 +244,8 @@ impl Engine {
     /// Does the deletions that were queued while no daemon answered.
     fn drain_deletions(&mut self) {
         let folder = Config::deletions_dir(&self.config.socket);
-        let done = deletions::drain(&folder, |request: DeleteRequest| {
-            self.delete(&request.key).map_err(anyhow::Error::from)
-        });
+        let done =
+            deletions::drain(&folder, |request: DeleteRequest| self.delete(&request.key).map_err(anyhow::Error::from));
         match done {
             Ok(0) => {}
             Ok(count) => info!(count, "did deletions that were queued while the daemon was down"),

@@ -40,8 +40,8 @@ impl PodSide<'_> {
     /// The addresses have no on-link route, and the gateway's MAC is known for good: whatever a pod sends goes to the
     /// gateway. So on the kernel path a pod-to-pod packet passes the node's IP layer, where netfilter can undo a
     /// translation, with or without br_netfilter; and no pod needs, or believes, an ARP answer.
-    pub(super) fn configure(&self, netns: &Netns) -> Result<()> {
-        netns.run(|| {
+    pub(super) fn configure(&self, netns: &Netns, home: &Netns) -> Result<()> {
+        netns.visit(home, || {
             let ifindex = link::ifindex(self.ifname)?;
             if self.addresses.iter().any(IpNetwork::is_ipv6) {
                 self.prepare_ipv6()?;
@@ -73,8 +73,8 @@ impl PodSide<'_> {
     /// # Errors
     ///
     /// The first difference.
-    pub(super) fn check(&self, netns: &Netns) -> Result<()> {
-        netns.run(|| {
+    pub(super) fn check(&self, netns: &Netns, home: &Netns) -> Result<()> {
+        netns.visit(home, || {
             let mut netlink = Socket::open()?;
             let Some(link) = netlink.link_by_name(self.ifname)? else {
                 bail!("interface {} is missing in the pod", self.ifname);

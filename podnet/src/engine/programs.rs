@@ -13,7 +13,10 @@ use crate::{
         loader::{Datapath, ensure_bpffs, pin_dir},
         logs::LogLevel,
     },
-    netlink::{Request, tc::{self, Block}},
+    netlink::{
+        Request,
+        tc::{self, Block},
+    },
     plan::Programs,
 };
 
@@ -34,7 +37,10 @@ impl Engine {
                 self.datapath_failure = None;
             }
             Err(error) => {
-                error!(error = format!("{error:#}"), "the eBPF path cannot be loaded; pods are served by the kernel path");
+                error!(
+                    error = format!("{error:#}"),
+                    "the eBPF path cannot be loaded; pods are served by the kernel path"
+                );
                 self.datapath_failure = Some(format!("{error:#}"));
             }
         }

@@ -59,10 +59,8 @@ impl Reaper {
     /// Waits until every veth of the group is deleted.
     pub(super) fn flush(&self) {
         let (done, wait) = channel();
-        if self.messages.send(Message::Flush(done)).is_ok() {
-            if wait.recv().is_err() {
-                error!("the reaper has ended; veths will be deleted at the next start");
-            }
+        if self.messages.send(Message::Flush(done)).is_err() || wait.recv().is_err() {
+            error!("the reaper has ended; veths will be deleted at the next start");
         }
     }
 

@@ -189,8 +189,7 @@ impl Engine {
     /// and its lease stays until the DEL.
     fn handle_lost_pod(&mut self, key: &AttachmentKey) -> Result<()> {
         let Some(record) = self.pods.get(key) else { return Ok(()) };
-        let same_netns =
-            Netns::open(&record.netns).and_then(|netns| netns.id()).is_ok_and(|id| id == record.netns_id);
+        let same_netns = Netns::open(&record.netns).and_then(|netns| netns.id()).is_ok_and(|id| id == record.netns_id);
         if same_netns {
             warn!(
                 container = key.container_id,

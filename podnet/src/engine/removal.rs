@@ -22,7 +22,8 @@ use crate::{
 ///
 /// What could not be removed.
 pub fn remove_everything(config: &Config) -> Result<()> {
-    let steps: [(&str, fn(&Config) -> Result<()>); 5] = [
+    type Step = (&'static str, fn(&Config) -> Result<()>);
+    let steps: [Step; 5] = [
         ("veths and bridge", remove_links),
         ("nftables table", |_| nft::remove()),
         ("pinned maps", remove_pins),
@@ -66,7 +67,8 @@ fn remove_pins(config: &Config) -> Result<()> {
         let folder = entry?.path();
         // Pins of any layout version: `v1`, `v2`, ...
         let ours = folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
-            name.strip_prefix('v').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+            name.strip_prefix('v')
+                .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
         });
         if !ours {
             continue;

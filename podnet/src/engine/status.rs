@@ -32,9 +32,10 @@ impl Engine {
 
     /// Says why no pod could be added now.
     fn not_ready_reason(&self) -> Option<String> {
-        self.pools.iter().find(|pool| pool.used() >= pool.capacity()).map(|pool| {
-            format!("no free address: all {} pod addresses of {} are in use", pool.capacity(), pool.cidr())
-        })
+        self.pools
+            .iter()
+            .find(|pool| pool.used() >= pool.capacity())
+            .map(|pool| format!("no free address: all {} pod addresses of {} are in use", pool.capacity(), pool.cidr()))
     }
 
     fn datapath_status(&self) -> DatapathStatus {
@@ -43,13 +44,11 @@ impl Engine {
         DatapathStatus {
             mode: self.config.datapath,
             attached: self.datapath.is_some() && self.programs_wanted,
-            reason: self.datapath_failure.clone().or_else(|| {
-                (self.datapath.is_some() && !self.programs_wanted).then(detached)
-            }),
-            pins: self
-                .datapath
-                .as_ref()
-                .map(|datapath| datapath.maps().pin_dir().display().to_string()),
+            reason: self
+                .datapath_failure
+                .clone()
+                .or_else(|| (self.datapath.is_some() && !self.programs_wanted).then(detached)),
+            pins: self.datapath.as_ref().map(|datapath| datapath.maps().pin_dir().display().to_string()),
             counters,
         }
     }
@@ -75,5 +74,10 @@ impl Engine {
 }
 
 fn pool_status(pool: &Pool) -> PoolStatus {
-    PoolStatus { cidr: pool.cidr(), gateway: Config::gateway(pool.cidr()), capacity: pool.capacity(), used: pool.used() }
+    PoolStatus {
+        cidr: pool.cidr(),
+        gateway: Config::gateway(pool.cidr()),
+        capacity: pool.capacity(),
+        used: pool.used(),
+    }
 }

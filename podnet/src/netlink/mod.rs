@@ -90,7 +90,7 @@ impl Request {
 /// A routing netlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Socket {
-    socket: RawSocket,
+    raw: RawSocket,
     sequence: u32,
     datagram: BytesMut,
 }
@@ -112,7 +112,7 @@ impl Socket {
             Ok(socket)
         };
         open()
-            .map(|socket| Self { socket, sequence: 0, datagram: BytesMut::new() })
+            .map(|socket| Self { raw: socket, sequence: 0, datagram: BytesMut::new() })
             .map_err(|source| Error::new("open a routing netlink socket", source))
     }
 
@@ -137,7 +137,7 @@ impl Socket {
             self.append(&mut buffer, message, NLM_F_REQUEST | NLM_F_ACK | flags);
             expected.push((operation, tolerate));
         }
-        self.socket.send(&buffer, 0).map_err(|source| Error::new(&first_operation, source))?;
+        self.raw.send(&buffer, 0).map_err(|source| Error::new(&first_operation, source))?;
 
         let mut answered = 0;
         let mut failure = None;
@@ -172,7 +172,7 @@ impl Socket {
     pub fn get(&mut self, operation: &str, message: RouteNetlinkMessage) -> Result<Option<RouteNetlinkMessage>, Error> {
         let mut buffer = Vec::new();
         self.append(&mut buffer, message, NLM_F_REQUEST);
-        self.socket.send(&buffer, 0).map_err(|source| Error::new(operation, source))?;
+        self.raw.send(&buffer, 0).map_err(|source| Error::new(operation, source))?;
         loop {
             for answer in self.receive().map_err(|source| Error::new(operation, source))? {
                 if answer.header.sequence_number != self.sequence {
@@ -194,7 +194,7 @@ impl Socket {
     pub fn dump(&mut self, operation: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
         let mut buffer = Vec::new();
         self.append(&mut buffer, message, NLM_F_REQUEST | NLM_F_DUMP);
-        self.socket.send(&buffer, 0).map_err(|source| Error::new(operation, source))?;
+        self.raw.send(&buffer, 0).map_err(|source| Error::new(operation, source))?;
         let mut objects = Vec::new();
         loop {
             for answer in self.receive().map_err(|source| Error::new(operation, source))? {
@@ -228,7 +228,7 @@ impl Socket {
     fn receive(&mut self) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
         self.datagram.clear();
         self.datagram.reserve(DATAGRAM_LEN);
-        self.socket.recv(&mut self.datagram, 0)?;
+        self.raw.recv(&mut self.datagram, 0)?;
         let mut messages = Vec::new();
         let mut rest: &[u8] = &self.datagram;
         while rest.len() >= 16 {

@@ -35,13 +35,7 @@ fn desired(numbers: &[u8]) -> Desired {
 }
 
 fn bare_veth(pod: &PodSpec) -> Link {
-    Link {
-        ifindex: pod.host_ifindex,
-        name: pod.host_ifname.clone(),
-        kind: "veth".into(),
-        mtu: 1500,
-        ..Link::default()
-    }
+    Link { ifindex: pod.host_ifindex, name: pod.host_ifname.clone(), kind: "veth".into(), mtu: 1500, ..Link::default() }
 }
 
 fn empty() -> Actual {
@@ -152,7 +146,8 @@ fn programs_follow_the_mode() {
 #[test]
 fn other_peoples_links_are_left_alone() {
     let desired = desired(&[]);
-    let foreign = |name: &str, kind: &str| Link { ifindex: 50, name: name.into(), kind: kind.into(), ..Link::default() };
+    let foreign =
+        |name: &str, kind: &str| Link { ifindex: 50, name: name.into(), kind: kind.into(), ..Link::default() };
     for link in [
         foreign("pn0000000000z", "veth"),
         foreign("pn123", "veth"),
