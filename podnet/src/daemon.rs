@@ -73,12 +73,7 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     });
     tokio::spawn(report_drops(config.clone(), engine.clone()));
     let watcher = engine.clone();
-    tokio::spawn(async move {
-        let lost = monitor::watch(REAP_GROUP, |what| watcher.tell(Command::Lost(what.to_owned()))).await;
-        if let Err(error) = lost {
-            error!(error = format!("{error:#}"), "repairs now wait for the periodic resync");
-        }
-    });
+    monitor::watch(REAP_GROUP, move |what| watcher.tell(Command::Lost(what)))?;
 
     let context = server::Context { engine: engine.clone(), logging };
     if let Some(address) = config.http {

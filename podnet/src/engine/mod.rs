@@ -92,11 +92,9 @@ impl Handle {
         answer.await.map_err(|_| stopped())?
     }
 
-    /// Tells the engine something that it does not answer.
-    pub fn tell(&self, command: Command) {
-        if self.commands.send(command).is_err() {
-            warn!("the engine has ended");
-        }
+    /// Tells the engine something that it does not answer. Returns whether the engine still runs.
+    pub fn tell(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok()
     }
 }
 

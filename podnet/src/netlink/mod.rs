@@ -3,7 +3,7 @@
 //!
 //! Message types are rtnetlink's. The transport is a plain socket, not rtnetlink's asynchronous handle, because the
 //! kernel handles a request before `send` returns: many requests travel in one system call, and their answers are
-//! there at once. Only `monitor` waits for something, so only it is asynchronous.
+//! there at once.
 
 use std::io;
 
