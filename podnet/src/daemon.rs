@@ -88,7 +88,7 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     }));
     info!(socket = %config.socket.display(), "serving");
     // Not before the socket is bound: a plugin queues a deletion only while nobody answers there.
-    engine.tell(Command::DrainDeletions);
+    engine.ask(Command::DrainDeletions).await?;
 
     tokio::select! {
         _ = terminate.recv() => {}
@@ -99,7 +99,7 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     if tokio::time::timeout(server::DRAIN, api).await.is_err() {
         warn!("requests were still under way after {} s", server::DRAIN.as_secs());
     }
-    engine.tell(Command::Stop);
+    engine.ask(Command::Stop).await?;
     tokio::task::spawn_blocking(move || engine_thread.join())
         .await
         .context("wait for the engine")?

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fake_daemon::{Answer, FakeDaemon},
-    plugin::{Plugin, binary},
+    plugin::Plugin,
 };
 
 #[test]
@@ -164,7 +164,7 @@ fn an_error_speaks_the_version_of_the_request() {
 #[test]
 fn a_result_that_cannot_be_written_is_a_failure() {
     let full = || File::options().write(true).open("/dev/full").expect("/dev/full");
-    let status = Command::new(binary())
+    let status = Command::new(harness::binary())
         .env("CNI_COMMAND", "VERSION")
         .stdin(Stdio::null())
         .stdout(full())

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
@@ -50,14 +50,6 @@ impl Outcome {
     }
 }
 
-/// Returns the binary, which the test command builds beside this test.
-pub(crate) fn binary() -> PathBuf {
-    let test = std::env::current_exe().expect("path of the test");
-    let path = test.parent().and_then(Path::parent).expect("target/<profile>/deps").join("podnet");
-    assert!(path.is_file(), "{} is missing: run `cargo build -p podnet` with the same profile first", path.display());
-    path
-}
-
 impl Plugin {
     /// Makes the folder.
     pub(crate) fn new() -> Self {
@@ -89,7 +81,7 @@ impl Plugin {
 
     /// Runs the plugin with the usual environment, changed by `variables`; an empty value unsets.
     pub(crate) fn run_with(&self, command: &str, variables: &[(&str, OsString)], stdin: &str) -> Outcome {
-        let mut process = Command::new(binary());
+        let mut process = Command::new(harness::binary());
         process
             .current_dir(self.root.path())
             .env_clear()

@@ -145,5 +145,5 @@ fn assert_holds_exactly(lab: &TestLab, pods: &[TestPod]) {
         let endpoint = endpoints.get(&pod.address(Family::V4).into(), 0).unwrap();
         assert_eq!((endpoint.ifindex, endpoint.mac), (links[pod.host_ifname()], pod.mac().0), "{}", pod.name());
     }
-    assert_eq!(lab.status().reaping, 0);
+    wait_for("the reaper to have nothing left", || (lab.status().reaping == 0).then_some(()));
 }

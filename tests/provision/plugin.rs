@@ -99,7 +99,7 @@ impl Fixture {
         std::fs::write(&config, text).expect("write the daemon's configuration");
         let log = std::fs::File::create(dir.join("daemon.log")).expect("create the daemon's log");
         let errors = log.try_clone().expect("duplicate the log file");
-        let mut command = Command::new(podnet_binary());
+        let mut command = Command::new(harness::binary());
         command.arg("daemon").arg("--config").arg(&config).stdin(Stdio::null()).stdout(log).stderr(errors);
         let process = self.node.netns.run(|| Ok(command.spawn()?)).unwrap_or_else(|error| panic!("{error:#}"));
         daemon.process = Some(process);
@@ -121,7 +121,7 @@ impl Fixture {
             r#"{{"cniVersion": "1.0.0", "name": "podnet", "type": "podnet", "socket": "{}"}}"#,
             socket.display()
         );
-        Plugin { name: "podnet", program: podnet_binary(), config, fixture: self, socket: Some(socket) }
+        Plugin { name: "podnet", program: harness::binary(), config, fixture: self, socket: Some(socket) }
     }
 
     /// Runs a command on the node and returns its standard output.
@@ -150,7 +150,7 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     fn is_ready(&self) -> bool {
-        let mut command = Command::new(podnet_binary());
+        let mut command = Command::new(harness::binary());
         let output = command.args(["status", "-o", "json"]).env("PODNET_SOCKET", &self.socket).output();
         output.is_ok_and(|output| {
             let status: Option<serde_json::Value> = serde_json::from_slice(&output.stdout).ok();
@@ -213,7 +213,7 @@ impl Plugin<'_> {
     /// Checks that no pod, address or veth is left on the node.
     pub(crate) fn assert_nothing_left(&self, fixture: &Fixture) {
         if let Some(socket) = &self.socket {
-            let mut command = Command::new(podnet_binary());
+            let mut command = Command::new(harness::binary());
             let pods = fixture.run(command.args(["pods", "-o", "json"]).env("PODNET_SOCKET", socket), "");
             assert_eq!(pods.trim(), "[]", "podnet still has pods");
         } else {
@@ -232,12 +232,4 @@ impl Plugin<'_> {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-}
-
-/// Returns the `podnet` binary that was built beside this test.
-fn podnet_binary() -> PathBuf {
-    let test = std::env::current_exe().expect("find this test's own file");
-    let binary = test.ancestors().nth(2).expect("the test lies in target/PROFILE/deps").join("podnet");
-    assert!(binary.is_file(), "{} is missing: build it first (`cargo xtask test` does)", binary.display());
-    binary
 }

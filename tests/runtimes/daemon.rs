@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 
 use serde_json::Value;
 
-use crate::node::{Node, Service, output, podnet_binary, poll, try_output};
+use crate::node::{Node, Service, output, poll, try_output};
 
 /// A daemon that runs on a node. Dropping it stops it.
 pub(crate) struct Daemon<'node> {
@@ -28,7 +28,7 @@ impl<'node> Daemon<'node> {
             private.join("bpf").display(),
         );
         std::fs::write(&config, text).expect("write the daemon's configuration");
-        let binary = podnet_binary();
+        let binary = harness::binary();
         let args = ["daemon".as_ref(), "--config".as_ref(), config.as_os_str()];
         let service = node.serve("daemon", &binary, &args);
         let mut daemon = Self { node, binary, socket, service };

@@ -175,14 +175,6 @@ pub(crate) fn require_command(name: &str, package: &str) {
     assert!(found, "the command {name} is missing: install the package {package} (`cargo xtask setup --tests`)");
 }
 
-/// Returns the `podnet` binary that was built beside this test.
-pub(crate) fn podnet_binary() -> PathBuf {
-    let test = std::env::current_exe().expect("find this test's own file");
-    let binary = test.ancestors().nth(2).expect("the test lies in target/PROFILE/deps").join("podnet");
-    assert!(binary.is_file(), "{} is missing: build it first (`cargo xtask test` does)", binary.display());
-    binary
-}
-
 /// Runs a command to its end and returns its standard output.
 pub(crate) fn output(command: &mut Command) -> String {
     let result = try_output(command);

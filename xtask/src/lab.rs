@@ -1,9 +1,11 @@
 //! `lab`: builds podnet and runs its lab, the cluster of network namespaces on this machine.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 
 use crate::{
-    build_ebpf,
+    build,
     process::{Cmd, is_root},
     setup::Consent,
     workspace,
@@ -22,25 +24,17 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(is_root()?, "the lab makes network namespaces and loads eBPF programs: run `cargo xtask lab` as root");
-    build(args.consent, &["podnet"])?;
+    let binary = build::release(args.consent)?;
     if !args.lab.is_empty() {
-        return podnet().arg("lab").args(&args.lab).run();
+        return podnet(&binary).arg("lab").args(&args.lab).run();
     }
-    podnet().args(["lab", "up"]).run()?;
-    podnet().args(["lab", "ping"]).run()?;
+    podnet(&binary).args(["lab", "up"]).run()?;
+    podnet(&binary).args(["lab", "ping"]).run()?;
     println!();
     println!("The lab stays up: `cargo xtask lab status` shows it, `cargo xtask lab down` removes it.");
     Ok(())
 }
 
-/// Builds the eBPF object and, with it inside, packages in the release profile. Packages that are built together share
-/// the features of their dependencies: those that are used together are built together, or they would be built twice.
-pub(crate) fn build(consent: Consent, packages: &[&str]) -> Result<()> {
-    build_ebpf::run(&build_ebpf::Args::release(consent))?;
-    let packages = packages.iter().flat_map(|package| ["--package", package]);
-    workspace::cargo().args(["build", "--release"]).args(packages).run()
-}
-
-fn podnet() -> Cmd {
-    Cmd::new(workspace::release_binary()).shown_as("target/release/podnet").dir(workspace::root())
+fn podnet(binary: &Path) -> Cmd {
+    Cmd::new(binary).shown_as(&workspace::relative(binary).display().to_string()).dir(workspace::root())
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod build;
 mod build_ebpf;
 mod lab;
 mod lint;
@@ -35,6 +36,8 @@ struct Args {
 enum Verb {
     /// Builds the eBPF object and places it at target/bpf/podnet-ebpf.o.
     BuildEbpf(build_ebpf::Args),
+    /// Builds the release binary, statically linked, with the eBPF object inside.
+    Build(setup::Consent),
     /// Installs what building needs and, with --tests, what the privileged test suites need.
     Setup(setup::Args),
     /// Checks format, lints (host and BPF target), import rules, documentation and dependencies.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::BuildEbpf(args) => build_ebpf::run(&args),
+        Verb::Build(consent) => build::run(consent),
         Verb::Setup(args) => setup::run(&args),
         Verb::Lint(consent) => lint::run(consent),
         Verb::Tidy => tidy::run(),

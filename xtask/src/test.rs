@@ -1,12 +1,15 @@
 //! `test`: the unit tests, then every privileged suite of the package `podnet-tests`, each for a bounded time.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    lab, packages,
+    build, packages,
     process::is_root,
     setup::{self, Consent},
     supervise::{self, Outcome},
@@ -47,13 +50,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let known = known_suites()?;
     let chosen = choose(&known, args)?;
     setup::ensure_packages(packages::TESTS, args.consent)?;
-    lab::build(args.consent, &["podnet", PACKAGE])?;
+    let binary = build::release(args.consent)?;
 
     let mut results = Vec::new();
     for suite in &chosen {
         println!("\n== {suite} ==");
         let start = Instant::now();
-        let outcome = run_suite(suite)?;
+        let outcome = run_suite(suite, &binary)?;
         results.push((suite, outcome, start.elapsed()));
     }
     println!("\nsuites:");
@@ -75,12 +78,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn run_suite(suite: &str) -> Result<Outcome> {
+fn run_suite(suite: &str, binary: &Path) -> Result<Outcome> {
     if suite == UNIT {
         let command = workspace::cargo().args(["test", "--no-fail-fast", "--workspace", "--exclude", PACKAGE]);
         return supervise::run(command, BUILD_LIMIT);
     }
-    let test = || workspace::cargo().args(["test", "--release", "--package", PACKAGE, "--test", suite]);
+    let test = || {
+        workspace::cargo()
+            .args(["test", "--release", "--package", PACKAGE, "--test", suite])
+            .quiet_env("PODNET_BIN", binary)
+    };
     match supervise::run(test().arg("--no-run"), BUILD_LIMIT)? {
         Outcome::Passed => supervise::run(test(), SUITE_LIMIT),
         other => Ok(other),

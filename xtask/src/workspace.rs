@@ -22,11 +22,6 @@ pub(crate) fn ebpf_object() -> PathBuf {
     target().join("bpf/podnet-ebpf.o")
 }
 
-/// Returns where the release binary lies.
-pub(crate) fn release_binary() -> PathBuf {
-    target().join("release/podnet")
-}
-
 /// Returns a command that runs, in the workspace's folder, the cargo that runs this program.
 pub(crate) fn cargo() -> Cmd {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -72,9 +72,9 @@ pub enum Command {
     /// The kernel lost something; compare soon.
     Lost(String),
     /// Do the deletions that were queued on disk.
-    DrainDeletions,
-    /// Detach from the node, leaving everything in place, and end.
-    Stop,
+    DrainDeletions(Reply<()>),
+    /// End, leaving everything in place.
+    Stop(Reply<()>),
 }
 
 /// A handle by which the API reaches the engine.
@@ -93,6 +93,7 @@ impl Handle {
     }
 
     /// Tells the engine something that it does not answer. Returns whether the engine still runs.
+    #[must_use]
     pub fn tell(&self, command: Command) -> bool {
         self.commands.send(command).is_ok()
     }
@@ -208,7 +209,11 @@ impl Engine {
                 resync_at = Instant::now() + interval;
             }
             match inbox.recv_timeout(resync_at.saturating_duration_since(Instant::now())) {
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Command::Stop(reply)) => {
+                    answer(reply, Ok(()));
+                    break;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
                 Ok(Command::Lost(what)) => {
                     let soon = Instant::now() + LOSS_DELAY;
                     if soon < resync_at {
@@ -234,8 +239,12 @@ impl Engine {
             Command::Pods(reply) => answer(reply, Ok(self.list_pods())),
             Command::SetEbpfLog(level, reply) => answer(reply, self.set_ebpf_log(level)),
             Command::Datapath(request, reply) => answer(reply, self.change_datapath(request)),
-            Command::DrainDeletions => self.drain_deletions(),
-            Command::Lost(_) | Command::Stop => {}
+            Command::DrainDeletions(reply) => {
+                self.drain_deletions();
+                answer(reply, Ok(()));
+            }
+            Command::Stop(reply) => answer(reply, Ok(())),
+            Command::Lost(_) => {}
         }
     }
 
