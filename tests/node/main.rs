@@ -10,3 +10,4 @@ mod spoof;
 mod cleanup;
 mod scale;
 mod crash;
+mod iperf;

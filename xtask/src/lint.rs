@@ -1,6 +1,6 @@
 //! `lint`: everything that finds faults without running podnet. Goes on after a failure and reports all.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     build_ebpf,
@@ -38,7 +38,7 @@ pub(crate) fn run(consent: Consent) -> Result<()> {
             "documentation",
             deny_warnings(cargo().args(["doc", "--workspace", "--no-deps", "--document-private-items"])).run().into(),
         ),
-        ("dependencies", dependencies()),
+        ("dependencies", dependencies(consent).into()),
     ];
 
     println!("\nlint:");
@@ -71,10 +71,13 @@ fn clippy_for_bpf(consent: Consent) -> Outcome {
     build_ebpf::bpf_arguments(build_ebpf::bpf_environment(clippy, &linker)).args(["--", "-D", "warnings"]).run().into()
 }
 
-fn dependencies() -> Outcome {
+fn dependencies(consent: Consent) -> Result<()> {
     if find_command("cargo-deny").is_none() {
-        return Outcome::NotRun("cargo-deny is not installed (cargo install --locked cargo-deny)".into());
+        // A debug build takes a fraction of the time, and checks for seconds.
+        let install = workspace::cargo().args(["install", "--locked", "--debug", "cargo-deny"]);
+        consent.obtain(&[install.shown().to_owned()]).context("cargo-deny is needed")?;
+        install.run()?;
     }
     // Advisories come from a git repository; a check that needs the network of the moment would fail at random.
-    workspace::cargo().args(["deny", "--workspace", "check", "bans", "licenses", "sources"]).run().into()
+    workspace::cargo().args(["deny", "--workspace", "check", "bans", "licenses", "sources"]).run()
 }
