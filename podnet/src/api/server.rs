@@ -2,9 +2,9 @@
 
 use std::{
     io,
-    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -19,7 +19,9 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::{
     AddRequest, ApiError, Attachment, CheckRequest, DatapathRequest, DeleteRequest, ErrorKind, GcReply, GcRequest,
-    LogLevels, Pod, Status, path,
+    LogLevels, Pod, Status,
+    client::{Client, ClientError},
+    path,
 };
 use crate::{
     engine::{Command, Handle},
@@ -175,17 +177,31 @@ pub fn bind(socket: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Makes sure that no daemon serves a socket.
+/// Makes sure that no daemon serves a socket. A daemon that was killed may take a moment to go, since a thread of it
+/// may be inside the kernel; it holds its socket so long, but answers no more.
 ///
 /// # Errors
 ///
-/// One does.
+/// A daemon answers there, or something holds the socket for longer than a dying daemon would.
 pub fn ensure_not_served(socket: &Path) -> Result<()> {
-    if UnixStream::connect(socket).is_ok() {
-        bail!("another podnet daemon serves {}; stop it first, or give this one a socket of its own", socket.display());
+    let start = Instant::now();
+    loop {
+        match Client::new(socket).with_timeout(Duration::from_secs(1)).status() {
+            Err(ClientError::Unreachable { .. }) => return Ok(()),
+            Ok(_) | Err(ClientError::Api(_)) => bail!(
+                "another podnet daemon serves {}; stop it first, or give this one a socket of its own",
+                socket.display()
+            ),
+            Err(error) if start.elapsed() > DYING => {
+                bail!("{} is held by a process that does not answer as a daemon: {error}", socket.display())
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
     }
-    Ok(())
 }
+
+/// How long a killed daemon may hold its socket.
+const DYING: Duration = Duration::from_secs(10);
 
 /// Serves a router on the unix socket until `shutdown` ends; requests under way are answered.
 pub async fn serve_unix(
