@@ -161,7 +161,11 @@ impl Config {
             "socket: {} is longer than the 107 bytes of a unix socket's path",
             self.socket.display()
         );
-        ensure!(self.resync_seconds > 0, "resync-seconds: must be at least 1");
+        ensure!(
+            (1..=86_400).contains(&self.resync_seconds),
+            "resync-seconds: {} is not in 1..=86400 (a day)",
+            self.resync_seconds
+        );
         Ok(())
     }
 
@@ -195,8 +199,14 @@ fn validate_pod_cidr(cidr: IpNetwork) -> Result<()> {
         "pod-cidrs: {cidr}: the prefix length must be in {shortest}..={longest} to hold a gateway and pods"
     );
     let network = cidr.network();
-    if network.is_multicast() || network.is_loopback() || network.is_unspecified() {
-        bail!("pod-cidrs: {cidr} is a multicast, loopback or unspecified range, which pods cannot have");
+    let (link_local, mapped) = match network {
+        IpAddr::V4(v4) => (v4.is_link_local(), false),
+        IpAddr::V6(v6) => (v6.is_unicast_link_local(), v6.to_ipv4_mapped().is_some()),
+    };
+    if network.is_multicast() || network.is_loopback() || network.is_unspecified() || link_local || mapped {
+        bail!(
+            "pod-cidrs: {cidr} is a multicast, loopback, link-local, v4-mapped or unspecified range, which pods cannot have"
+        );
     }
     Ok(())
 }
@@ -215,6 +225,10 @@ pub fn validate_ifname(name: &str) -> Result<(), String> {
     }
     if name == "." || name == ".." || name.bytes().any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace()) {
         return Err(format!("interface name {name:?} is \".\" or \"..\", or has '/', ':' or white space"));
+    }
+    // The kernel takes "%d" for "choose a number", and keeps settings of all interfaces under two names.
+    if name == "all" || name == "default" || name.bytes().any(|b| b == b'%' || b.is_ascii_control()) {
+        return Err(format!("interface name {name:?} is \"all\" or \"default\", or has '%' or control characters"));
     }
     Ok(())
 }
@@ -244,7 +258,16 @@ mod tests {
         assert!(error("pod-cidrs = [\"10.244.1.7/24\"]").contains("did you mean 10.244.1.0/24?"));
         assert!(error("pod-cidrs = [\"10.0.0.0/24\", \"10.0.1.0/24\"]").contains("second CIDR of its family"));
         assert!(error("pod-cidrs = [\"10.0.0.0/31\"]").contains("prefix length"));
-        assert!(error("pod-cidrs = [\"224.0.0.0/24\"]").contains("multicast"));
+        for cidr in ["224.0.0.0/24", "169.254.0.0/16", "fe80::/64", "::ffff:10.0.0.0/120"] {
+            assert!(error(&format!("pod-cidrs = [\"{cidr}\"]")).contains("link-local"), "{cidr}");
+        }
+        for seconds in ["0", "86401", "9223372036854775807"] {
+            let text = format!("pod-cidrs = [\"10.0.0.0/24\"]\nresync-seconds = {seconds}");
+            assert!(error(&text).contains("resync-seconds"), "{seconds}");
+        }
+        for name in ["all", "default", "br%d", "a\u{1}b"] {
+            assert!(validate_ifname(name).is_err(), "{name:?}");
+        }
         assert!(error("pod-cidrs = [\"10.0.0.0/24\"]\nmtu = 100").contains("mtu: 100 is not in 576..=65535"));
         assert!(error("pod-cidrs = [\"fd00::/64\"]\nmtu = 1000").contains("1280"));
         assert!(error("pod-cidrs = [\"10.0.0.0/24\"]\nbridge = \"a/b\"").contains("bridge: interface name"));

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use crate::{
     api::server,
     config::Config,
+    database::Database,
     drops,
     engine::{self, Command},
     logging::Logging,
@@ -47,6 +48,8 @@ pub fn cleanup(config_path: &Path) -> Result<()> {
     let config = Config::load(config_path)?;
     Logging::start(&config.log)?;
     server::ensure_not_served(&config.socket)?;
+    // A daemon that was started with another socket.
+    Database::ensure_unused(&config.state_dir)?;
     engine::remove_everything(&config)
 }
 
@@ -90,9 +93,12 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     // Not before the socket is bound: a plugin queues a deletion only while nobody answers there.
     engine.ask(Command::DrainDeletions).await?;
 
+    let mut engine_end = tokio::task::spawn_blocking(move || engine_thread.join());
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        // Whoever started the daemon starts it again; to go on without an engine helps nobody.
+        _ = &mut engine_end => anyhow::bail!("the engine's thread panicked"),
     }
     info!("shutting down; pods and their traffic stay");
     drop(stop);
@@ -100,10 +106,7 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
         warn!("requests were still under way after {} s", server::DRAIN.as_secs());
     }
     engine.ask(Command::Stop).await?;
-    tokio::task::spawn_blocking(move || engine_thread.join())
-        .await
-        .context("wait for the engine")?
-        .map_err(|_| anyhow::anyhow!("the engine's thread panicked"))?;
+    engine_end.await.context("wait for the engine")?.map_err(|_| anyhow::anyhow!("the engine's thread panicked"))?;
     match std::fs::remove_file(&config.socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("remove {}", config.socket.display()))

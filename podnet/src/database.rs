@@ -4,7 +4,11 @@
 //! any instant; after a loss of power the file is consistent but may lack the last commits, and no pod survives that
 //! either. So an ADD pays no disk flush, which on an edge node's flash would cost more than all else together.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -90,6 +94,7 @@ const SET_SETTING: &str = "INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (nam
 #[derive(Debug)]
 pub struct Database {
     connection: Connection,
+    path: PathBuf,
 }
 
 impl Database {
@@ -118,7 +123,7 @@ impl Database {
             }
             let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
             ensure!(verdict == "ok", "it is corrupt ({verdict}): move it away, and podnet starts with no pods");
-            Ok(Self { connection })
+            Ok(Self { connection, path: path.clone() })
         };
         open().map_err(|error| {
             match error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code) {
@@ -179,47 +184,65 @@ impl Database {
     pub fn insert(&mut self, record: &PodRecord) -> Result<()> {
         let address = |v4: bool| record.addresses.iter().find(|address| address.is_ipv4() == v4).map(IpAddr::to_string);
         self.connection
-            .prepare_cached("INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)")?
-            .execute(params![
-                record.key.container_id,
-                record.key.ifname,
-                record.network,
-                record.pod.namespace,
-                record.pod.name,
-                record.pod.uid,
-                record.netns,
-                record.netns_id.device as i64,
-                record.netns_id.inode as i64,
-                record.host_ifname,
-                record.host_ifindex,
-                record.mac.0,
-                record.mtu,
-                address(true),
-                address(false),
-                record.state == PodState::Ready,
-                record.created as i64,
-            ])?;
+            .prepare_cached("INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)")
+            .and_then(|mut statement| {
+                statement.execute(params![
+                    record.key.container_id,
+                    record.key.ifname,
+                    record.network,
+                    record.pod.namespace,
+                    record.pod.name,
+                    record.pod.uid,
+                    record.netns,
+                    record.netns_id.device as i64,
+                    record.netns_id.inode as i64,
+                    record.host_ifname,
+                    record.host_ifindex,
+                    record.mac.0,
+                    record.mtu,
+                    address(true),
+                    address(false),
+                    record.state == PodState::Ready,
+                    record.created as i64,
+                ])
+            })
+            .map_err(|error| self.not_written(error))?;
         Ok(())
     }
 
     /// Commits that a pod is attached, by the host-side veth with this index, together with settings.
     pub fn set_ready(&mut self, key: &AttachmentKey, host_ifindex: u32, settings: &[(String, String)]) -> Result<()> {
-        let transaction = self.connection.transaction()?;
-        transaction
-            .prepare_cached("UPDATE pods SET ready = 1, host_ifindex = ?3 WHERE container_id = ?1 AND ifname = ?2")?
-            .execute(params![key.container_id, key.ifname, host_ifindex])?;
-        for (name, value) in settings {
-            transaction.prepare_cached(SET_SETTING)?.execute([name, value])?;
-        }
-        Ok(transaction.commit()?)
+        let mut commit = || {
+            let transaction = self.connection.transaction()?;
+            transaction
+                .prepare_cached("UPDATE pods SET ready = 1, host_ifindex = ?3 WHERE container_id = ?1 AND ifname = ?2")?
+                .execute(params![key.container_id, key.ifname, host_ifindex])?;
+            for (name, value) in settings {
+                transaction.prepare_cached(SET_SETTING)?.execute([name, value])?;
+            }
+            transaction.commit()
+        };
+        commit().map_err(|error| self.not_written(error))
     }
 
     /// Commits that a pod is gone, and its leases with it. One that is not there is success.
     pub fn delete(&mut self, key: &AttachmentKey) -> Result<()> {
         self.connection
-            .prepare_cached("DELETE FROM pods WHERE container_id = ?1 AND ifname = ?2")?
-            .execute(params![key.container_id, key.ifname])?;
+            .prepare_cached("DELETE FROM pods WHERE container_id = ?1 AND ifname = ?2")
+            .and_then(|mut statement| statement.execute(params![key.container_id, key.ifname]))
+            .map_err(|error| self.not_written(error))?;
         Ok(())
+    }
+
+    /// Says which file could not be written, and what to do about it.
+    fn not_written(&self, error: rusqlite::Error) -> anyhow::Error {
+        let hint = match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => "; make room on its file system",
+            Some(rusqlite::ErrorCode::ReadOnly) => "; make its file system writable",
+            _ => "",
+        };
+        let context = format!("write database {}{hint}", self.path.display());
+        anyhow::Error::from(error).context(context)
     }
 
     /// Returns a setting that [`Database::set_setting`] stored.
@@ -232,6 +255,27 @@ impl Database {
     pub fn set_setting(&mut self, name: &str, value: &str) -> Result<()> {
         self.connection.prepare_cached(SET_SETTING)?.execute([name, value])?;
         Ok(())
+    }
+
+    /// Makes sure that no daemon has the database of a folder open.
+    ///
+    /// # Errors
+    ///
+    /// One has.
+    pub fn ensure_unused(state_dir: &Path) -> Result<()> {
+        let path = state_dir.join("podnet.db");
+        let exclusive = || -> rusqlite::Result<()> {
+            let connection = Connection::open_with_flags(&path, rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+            connection.execute_batch("BEGIN EXCLUSIVE; ROLLBACK;")
+        };
+        match exclusive().map_err(|error| error.sqlite_error_code()) {
+            Err(Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)) => {
+                bail!("database {} is in use: stop the podnet daemon that runs on this state folder", path.display())
+            }
+            // Absent, corrupt or unreadable: then no daemon has it.
+            _ => Ok(()),
+        }
     }
 
     /// Deletes the database's files.
@@ -302,13 +346,28 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut database = Database::open(folder.path()).unwrap();
+        // A page count at its limit fails as a file system without room does.
+        database.connection.execute_batch("PRAGMA max_page_count = 4").unwrap();
+        let error = (0..1000)
+            .find_map(|number| database.insert(&record(&format!("c{number}"), &[])).err())
+            .expect("the database grows without limit");
+        let error = format!("{error:#}");
+        assert!(error.contains("podnet.db") && error.contains("make room"), "{error}");
+    }
+
+    #[test]
     fn a_second_daemon_a_corrupt_file_and_a_later_schema_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let database = Database::open(folder.path()).unwrap();
         database.connection.execute_batch("PRAGMA user_version = 99").unwrap();
         let error = format!("{:#}", Database::open(folder.path()).unwrap_err());
         assert!(error.contains("another podnet daemon"), "{error}");
+        assert!(Database::ensure_unused(folder.path()).is_err());
         drop(database);
+        Database::ensure_unused(folder.path()).unwrap();
         let error = format!("{:#}", Database::open(folder.path()).unwrap_err());
         assert!(error.contains("version 99"), "{error}");
         std::fs::write(folder.path().join("podnet.db"), b"this is no database, whatever its name says").unwrap();

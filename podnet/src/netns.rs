@@ -4,10 +4,10 @@
 //! thread that serves nothing else meanwhile and surely returns: none is left in the wrong namespace.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::fs::MetadataExt as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -47,7 +47,12 @@ impl Netns {
     /// The path cannot be opened, or is no network namespace.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).with_context(|| format!("open network namespace {}", path.display()))?;
+        // Without blocking: a path may lead to a pipe, where opening would wait for a writer.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .with_context(|| format!("open network namespace {}", path.display()))?;
         let filesystem = fstatfs(&file).with_context(|| format!("examine network namespace {}", path.display()))?;
         ensure!(
             filesystem.filesystem_type() == nix::sys::statfs::NSFS_MAGIC,

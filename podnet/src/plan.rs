@@ -144,6 +144,8 @@ pub enum Change {
     SetPort(u32),
     /// A veth is down.
     BringUp(u32),
+    /// A veth has another name.
+    Rename(u32, String),
     /// A veth is not attached to the filter blocks.
     Attach(u32),
     /// The blocks hold no programs, or others.
@@ -178,16 +180,15 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Vec<Change> {
 
     // A pod whose veth is gone, or has been replaced by another link of the same name, is lost: nothing of it stays in
     // the maps, where its index might come to mean another pod.
+    let by_index: HashMap<u32, &Link> = actual.links.iter().map(|link| (link.ifindex, link)).collect();
     let (alive, lost): (Vec<_>, Vec<_>) = desired.pods.iter().partition(|pod| {
-        by_name
-            .get(pod.host_ifname.as_str())
-            .is_some_and(|link| link.ifindex == pod.host_ifindex && link.kind == "veth")
+        by_index.get(&pod.host_ifindex).is_some_and(|link| is_veth_of(pod, link, desired.bridge.mac, &by_name))
     });
     let owned: HashSet<u32> = alive.iter().map(|pod| pod.host_ifindex).collect();
 
     plan_map_removals(&alive, desired.bridge.mac, actual, &mut changes);
     for pod in &alive {
-        plan_port(pod, by_name[pod.host_ifname.as_str()], bridge, actual, &mut changes);
+        plan_port(pod, by_index[&pod.host_ifindex], bridge, actual, &mut changes);
     }
     plan_programs(desired, actual, !alive.is_empty(), &mut changes);
     plan_map_entries(&alive, desired.bridge.mac, actual, &mut changes);
@@ -203,6 +204,15 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Vec<Change> {
         changes.push(Change::InstallNft);
     }
     changes
+}
+
+/// Returns whether the link with the index of a pod's veth is that veth. Under another name it is so if it has the MAC
+/// that podnet gives host-side veths, and no other link has the name: after a boot, indices begin anew.
+fn is_veth_of(pod: &PodSpec, link: &Link, host_mac: Mac, by_name: &HashMap<&str, &Link>) -> bool {
+    let has_name = link.name == pod.host_ifname;
+    let was_renamed =
+        link.mac == Some(host_mac) && !is_veth_name(&link.name) && !by_name.contains_key(pod.host_ifname.as_str());
+    link.kind == "veth" && (has_name || was_renamed)
 }
 
 /// Returns whether a name is one that podnet gives host-side veths: `pn` and eleven hexadecimal digits.
@@ -257,7 +267,9 @@ fn plan_port(pod: &PodSpec, link: &Link, bridge: Option<&Link>, actual: &Actual,
     if !on_bridge || link.port != Some(PortSettings::POD) {
         changes.push(Change::SetPort(link.ifindex));
     }
-    if !link.up {
+    if link.name != pod.host_ifname {
+        changes.push(Change::Rename(link.ifindex, pod.host_ifname.clone()));
+    } else if !link.up {
         changes.push(Change::BringUp(link.ifindex));
     }
     if !on_bridge || !actual.fdb.contains(&(link.ifindex, pod.mac)) {

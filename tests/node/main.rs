@@ -10,4 +10,5 @@ mod spoof;
 mod cleanup;
 mod scale;
 mod crash;
+mod repair;
 mod iperf;

@@ -128,6 +128,16 @@ impl Engine {
         }
     }
 
+    /// Returns the MAC of a pod with these addresses, or a substitute if another pod asked for that one.
+    fn free_mac(&self, addresses: &[IpAddr]) -> Mac {
+        let is_free = |mac: &Mac| *mac != self.bridge_mac && self.pods.values().all(|record| record.mac != *mac);
+        let own = names::mac_for(addresses);
+        if is_free(&own) {
+            return own;
+        }
+        (0..=u8::MAX).map(|attempt| names::substitute_mac(addresses, attempt)).find(is_free).unwrap_or(own)
+    }
+
     /// Leases one address per family: the requested one, or the next free one.
     fn lease(&mut self, requested: &[IpAddr]) -> Result<Vec<IpAddr>, ApiError> {
         for (position, address) in requested.iter().enumerate() {
@@ -177,12 +187,17 @@ impl Engine {
             netns_id: netns.id().map_err(internal)?,
             host_ifname: names::host_ifname(&request.key),
             host_ifindex: 0,
-            mac: request.mac.unwrap_or_else(|| names::mac_for(addresses)),
+            mac: request.mac.unwrap_or_else(|| self.free_mac(addresses)),
             mtu: request.mtu.unwrap_or(self.config.mtu),
             addresses: addresses.to_vec(),
             state: PodState::Adding,
             created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
         };
+        // They hold keys and addresses that may be this pod's.
+        while let Some(key) = self.undeleted.last() {
+            self.database.delete(key).context("take a failed ADD out of the database").map_err(internal)?;
+            self.undeleted.pop();
+        }
         // The intent first: whatever happens from here on, a restart knows what to undo.
         self.database.insert(&record).context("store the pod").map_err(internal)?;
         let wired = match self.wire(&mut record, netns) {
@@ -204,7 +219,8 @@ impl Engine {
         if let Err(error) = made {
             self.unwire(&record);
             if let Err(error) = self.database.delete(&record.key) {
-                warn!(error = format!("{error:#}"), "undo an ADD; the next start does it");
+                warn!(error = format!("{error:#}"), "undo an ADD; the next ADD or start does it");
+                self.undeleted.push(record.key.clone());
             }
             return Err(match error {
                 WireError::Exists => ApiError::new(
@@ -327,15 +343,16 @@ impl Engine {
             debug!(container = key.container_id, "nothing to detach");
             return Ok(());
         };
-        self.unpublish(&record);
-        // The database before the kernel: a veth without a record is reaped at the next start, but a record whose veth
-        // is doomed would be a broken pod.
+        // The database before all else: what is left of a pod without a record is removed at the next start, but a record
+        // of which a part is gone would be a broken pod.
         self.database.delete(key).context("remove the pod from the database").map_err(internal)?;
+        self.unpublish(&record);
         self.pods.remove(key);
         self.release(&record.addresses);
         let mut requests: Vec<_> =
             record.addresses.iter().map(|address| neighbor::delete(self.bridge_ifindex, *address)).collect();
-        requests.push(link::set_group(record.host_ifindex, REAP_GROUP));
+        // By name: the record may be older than this boot of the node.
+        requests.push(link::set_group_by_name(&record.host_ifname, REAP_GROUP));
         if let Err(error) = self.netlink.batch(requests) {
             warn!(%error, "detach container {}; reconciliation finishes it", key.container_id);
         }

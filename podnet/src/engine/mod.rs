@@ -113,6 +113,8 @@ struct Engine {
     bridge_ifindex: u32,
     pods: BTreeMap<AttachmentKey, PodRecord>,
     pools: Vec<Pool>,
+    /// Failed ADDs that the database still holds, because it failed, too.
+    undeleted: Vec<AttachmentKey>,
     /// The loaded eBPF path; `None` in kernel mode, or if it could not be loaded.
     datapath: Option<Datapath>,
     /// Whether the programs should be in their blocks.
@@ -167,6 +169,7 @@ impl Engine {
             bridge_ifindex: 0,
             pods: BTreeMap::new(),
             pools,
+            undeleted: Vec::new(),
             datapath: None,
             programs_wanted: config.datapath == DatapathMode::Ebpf,
             logs,

@@ -38,6 +38,13 @@ pub(super) fn mac_for(addresses: &[IpAddr]) -> Mac {
     Mac([0x0a, 0x58, a, b, c, d])
 }
 
+/// Returns a MAC that no interface has by [`mac_for`].
+pub(super) fn substitute_mac(addresses: &[IpAddr], attempt: u8) -> Mac {
+    let text = addresses.first().map(ToString::to_string).unwrap_or_default();
+    let [a, b, c, d] = first(&Sha256::new().chain_update([attempt]).chain_update(text).finalize());
+    Mac([0x0a, 0x59, a, b, c, d])
+}
+
 /// Returns the name of the setting that holds the address which a pool gave last.
 pub(super) fn cursor_setting(cidr: IpNetwork) -> String {
     format!("last-address {cidr}")

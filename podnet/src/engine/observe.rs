@@ -1,6 +1,7 @@
 //! Reconciliation, the observing third: reads what the kernel and the maps hold.
 
 use anyhow::{Context as _, Result};
+use tracing::warn;
 
 use super::Engine;
 use crate::{netlink::tc::Block, nft, plan::Actual};
@@ -31,8 +32,17 @@ impl Engine {
             to_pod: self.netlink.filter_program(Block::ToPod).context("read the programs of pods")?,
             endpoints,
             sources,
-            // A node without nft says so once, at start; there is nothing to repair then.
-            nft: !self.nft_usable || nft::is_installed()?,
+            nft: self.is_nft_installed(),
         })
+    }
+
+    /// Returns whether there is nothing to repair. A node without nft says so once, at start. One whose nft fails later
+    /// is repaired in everything else.
+    fn is_nft_installed(&self) -> bool {
+        !self.nft_usable
+            || nft::is_installed().unwrap_or_else(|error| {
+                warn!(error = format!("{error:#}"), "podnet's nftables table cannot be checked");
+                true
+            })
     }
 }

@@ -24,6 +24,8 @@ const GATHER: Duration = Duration::from_millis(20);
 enum Message {
     /// One more veth is in the group.
     Doomed,
+    /// Delete what is in the group, whoever put it there.
+    Sweep,
     /// Delete what is in the group now, then answer.
     Flush(Sender<()>),
 }
@@ -56,6 +58,14 @@ impl Reaper {
         }
     }
 
+    /// Says that there are veths in [`REAP_GROUP`] that nobody waits for: left by a daemon that was killed before its
+    /// reaper came to them, or by a deletion that the kernel refused.
+    pub(super) fn sweep(&self) {
+        if self.messages.send(Message::Sweep).is_err() {
+            error!("the reaper has ended; veths will be deleted at the next start");
+        }
+    }
+
     /// Waits until every veth of the group is deleted.
     pub(super) fn flush(&self) {
         let (done, wait) = channel();
@@ -79,6 +89,7 @@ fn reap(netlink: &mut Socket, inbox: &Receiver<Message>, waiting: &AtomicUsize) 
         loop {
             match message {
                 Message::Doomed => doomed += 1,
+                Message::Sweep => {}
                 Message::Flush(done) => {
                     flushes.push(done);
                     break;

@@ -24,6 +24,14 @@ use crate::{
 /// Setting that holds the gateways of the last configuration, to remove those that a new one has not.
 const GATEWAYS_SETTING: &str = "gateways";
 
+/// What became of a change.
+enum Applied {
+    /// It is made.
+    Done,
+    /// There is nothing that podnet can do.
+    Nothing,
+}
+
 impl Engine {
     /// Sets what the node's kernel must do for the kernel path: forward, and send no redirects, since every packet
     /// between two pods enters and leaves by the bridge.
@@ -67,18 +75,22 @@ impl Engine {
         }
         let changes = plan::plan(&desired, &actual);
         let mut failure = None;
-        let count = changes.len();
         for change in changes {
             let what = format!("{change:?}");
-            if let Err(error) = self.apply(change) {
-                warn!(change = what, error = format!("{error:#}"), "reconciliation");
-                failure.get_or_insert(error.context(what));
-            } else if reason != "start" {
-                info!(change = what, reason, "repaired");
+            match self.apply(change) {
+                Ok(Applied::Done) if reason != "start" => {
+                    info!(change = what, reason, "repaired");
+                    self.repairs += 1;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    warn!(change = what, error = format!("{error:#}"), "reconciliation");
+                    failure.get_or_insert(error.context(what));
+                }
             }
         }
-        if reason != "start" {
-            self.repairs += count as u64;
+        if self.reaper.waiting() == 0 && actual.links.iter().any(|link| link.group == REAP_GROUP) {
+            self.reaper.sweep();
         }
         failure.map_or(Ok(()), Err)
     }
@@ -114,10 +126,10 @@ impl Engine {
         self.networks(&self.config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect::<Vec<IpAddr>>())
     }
 
-    fn apply(&mut self, change: Change) -> Result<()> {
+    fn apply(&mut self, change: Change) -> Result<Applied> {
         let bridge = self.bridge_ifindex;
         match change {
-            Change::CreateBridge => return self.create_bridge(),
+            Change::CreateBridge => self.create_bridge()?,
             Change::SetBridge => {
                 self.netlink.request(link::set_link(bridge, Some(self.bridge_mac), self.config.mtu))?;
             }
@@ -128,23 +140,24 @@ impl Engine {
             Change::AddPort(ifindex) => self.netlink.request(link::set_master(ifindex, bridge))?,
             Change::SetPort(ifindex) => self.netlink.request(link::set_port(ifindex, PortSettings::POD))?,
             Change::BringUp(ifindex) => self.netlink.request(link::set_up(ifindex))?,
+            Change::Rename(ifindex, name) => self.netlink.batch(link::rename(ifindex, &name))?,
             Change::AddFdb(port, mac) => self.netlink.request(neighbor::add_fdb(port, mac))?,
             Change::AddNeighbor(address, mac) => self.netlink.request(neighbor::add(bridge, address, mac))?,
             Change::DeleteNeighbor(address) => self.netlink.request(neighbor::delete(bridge, address))?,
-            Change::Attach(ifindex) => return self.attach(ifindex),
-            Change::ReplacePrograms => return self.replace_programs(),
-            Change::RemovePrograms => return self.remove_programs(),
+            Change::Attach(ifindex) => self.attach(ifindex)?,
+            Change::ReplacePrograms => self.replace_programs()?,
+            Change::RemovePrograms => self.remove_programs()?,
             Change::DeleteEndpoint(_) | Change::DeleteSource(_) | Change::PutSource(..) | Change::PutEndpoint(..) => {
-                return self.apply_to_maps(&change);
+                self.apply_to_maps(&change)?;
             }
             Change::ReapVeth(ifindex) => {
                 self.netlink.request(link::set_group(ifindex, REAP_GROUP))?;
                 self.reaper.doom();
             }
             Change::PodLost(key) => return self.handle_lost_pod(&key),
-            Change::InstallNft => return nft::install(&self.config.bridge),
+            Change::InstallNft => nft::install(&self.config.bridge)?,
         }
-        Ok(())
+        Ok(Applied::Done)
     }
 
     fn create_bridge(&mut self) -> Result<()> {
@@ -187,8 +200,8 @@ impl Engine {
 
     /// A pod's veth is gone. If its network namespace is gone, too, so is the pod; otherwise the runtime still holds it,
     /// and its lease stays until the DEL.
-    fn handle_lost_pod(&mut self, key: &AttachmentKey) -> Result<()> {
-        let Some(record) = self.pods.get(key) else { return Ok(()) };
+    fn handle_lost_pod(&mut self, key: &AttachmentKey) -> Result<Applied> {
+        let Some(record) = self.pods.get(key) else { return Ok(Applied::Nothing) };
         let same_netns = Netns::open(&record.netns).and_then(|netns| netns.id()).is_ok_and(|id| id == record.netns_id);
         if same_netns {
             warn!(
@@ -196,9 +209,10 @@ impl Engine {
                 veth = record.host_ifname,
                 "the pod's veth was deleted, but its network namespace lives: its network is broken until it is recreated"
             );
-            return Ok(());
+            return Ok(Applied::Nothing);
         }
         info!(container = key.container_id, "the pod is gone without a DEL; releasing its addresses");
-        self.delete(key).map_err(anyhow::Error::from)
+        self.delete(key)?;
+        Ok(Applied::Done)
     }
 }

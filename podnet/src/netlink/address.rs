@@ -66,7 +66,7 @@ pub fn delete(ifindex: u32, address: IpNetwork) -> Request {
 impl Socket {
     /// Lists the addresses of an interface.
     pub fn addresses(&mut self, ifindex: u32) -> Result<Vec<IpNetwork>, Error> {
-        let answers = self.dump("list addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let answers = self.dump("list addresses", &RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
         Ok(answers
             .into_iter()
             .filter_map(|answer| match answer {

@@ -138,6 +138,19 @@ pub fn set_link(ifindex: u32, mac: Option<Mac>, mtu: u32) -> Request {
     Request::new(format!("set link {ifindex}"), RouteNetlinkMessage::SetLink(message.build()), 0)
 }
 
+/// Returns the requests that give a link its name back, and leave it up. Before kernel 6.2 a link that is up keeps its
+/// name.
+#[must_use]
+pub fn rename(ifindex: u32, name: &str) -> Vec<Request> {
+    let set =
+        |operation: String, message: LinkMessage| Request::new(operation, RouteNetlinkMessage::SetLink(message), 0);
+    vec![
+        set(format!("set link {ifindex} down"), LinkUnspec::new_with_index(ifindex).down().build()),
+        set(format!("rename link {ifindex} to {name}"), LinkUnspec::new_with_index(ifindex).name(name).build()),
+        set_up(ifindex),
+    ]
+}
+
 /// Returns the request that brings a link up.
 #[must_use]
 pub fn set_up(ifindex: u32) -> Request {
@@ -162,6 +175,15 @@ pub fn set_port(ifindex: u32, settings: PortSettings) -> Request {
         .build();
     // The kernel reads a port's settings from RTM_NEWLINK alone (rtnl_newlink in net/core/rtnetlink.c).
     Request::new(format!("set bridge port {ifindex} up"), RouteNetlinkMessage::NewLink(message), 0)
+}
+
+/// Returns the request that puts the link of a name into a group. For links of an earlier life of the node: an index
+/// may mean a link of somebody else's by now.
+#[must_use]
+pub fn set_group_by_name(name: &str, group: u32) -> Request {
+    let message = LinkUnspec::new_with_name(name).link_group(group).build();
+    Request::new(format!("put link {name} into group {group}"), RouteNetlinkMessage::SetLink(message), 0)
+        .tolerate(Tolerate::NotFound)
 }
 
 /// Returns the request that puts a link into a group.
@@ -212,7 +234,7 @@ impl Socket {
 
     /// Lists the links of the namespace.
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
-        let answers = self.dump("list links", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        let answers = self.dump("list links", &RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
         Ok(answers
             .into_iter()
             .filter_map(|answer| match answer {

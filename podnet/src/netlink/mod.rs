@@ -9,7 +9,9 @@ use std::io;
 
 use bytes::BytesMut;
 use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload},
+    packet_core::{
+        NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    },
     packet_route::RouteNetlinkMessage,
     sys::{Socket as RawSocket, SocketAddr, protocols::NETLINK_ROUTE},
 };
@@ -23,31 +25,30 @@ pub mod tc;
 
 /// A request that the kernel refused, or that could not be sent.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation}: {source}")]
+#[error("{operation}: {cause}")]
 pub struct Error {
     /// What was asked for, with its objects.
     pub operation: String,
-    /// The kernel's answer.
-    #[source]
-    pub source: io::Error,
+    /// The kernel's answer. No `source`, since the message has it already.
+    pub cause: io::Error,
 }
 
 impl Error {
-    fn new(operation: &str, source: io::Error) -> Self {
-        Self { operation: operation.to_owned(), source }
+    fn new(operation: &str, cause: io::Error) -> Self {
+        Self { operation: operation.to_owned(), cause }
     }
 
     /// The object already exists.
     #[must_use]
     pub fn is_exists(&self) -> bool {
-        self.source.raw_os_error() == Some(libc::EEXIST)
+        self.cause.raw_os_error() == Some(libc::EEXIST)
     }
 
     /// The object does not exist, or lies on an interface that does not.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(
-            self.source.raw_os_error(),
+            self.cause.raw_os_error(),
             Some(libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::EADDRNOTAVAIL | libc::ENXIO)
         )
     }
@@ -97,6 +98,9 @@ pub struct Socket {
 
 /// Largest datagram that the kernel sends: a part of a dump (`NLMSG_GOODSIZE` is far below; netlink(7) advises 32 KiB).
 const DATAGRAM_LEN: usize = 64 << 10;
+
+/// How often a list is asked for that changes meanwhile.
+const DUMP_ATTEMPTS: usize = 32;
 
 impl Socket {
     /// Opens a socket in the calling thread's network namespace.
@@ -190,20 +194,41 @@ impl Socket {
         }
     }
 
-    /// Asks for every object of a kind.
-    pub fn dump(&mut self, operation: &str, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    /// Asks for every object of a kind. A list that changed while the kernel put it together may lack objects that were
+    /// there all the time (`NLM_F_DUMP_INTR`), so it is asked for again.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses, or the list changes all the time.
+    pub fn dump(&mut self, operation: &str, message: &RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        for _ in 0..DUMP_ATTEMPTS {
+            if let Some(objects) = self.try_dump(operation, message.clone())? {
+                return Ok(objects);
+            }
+        }
+        Err(Error::new(operation, io::Error::new(io::ErrorKind::Interrupted, "the list changes all the time")))
+    }
+
+    /// Asks for every object of a kind; `None` if they changed meanwhile.
+    fn try_dump(
+        &mut self,
+        operation: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Option<Vec<RouteNetlinkMessage>>, Error> {
         let mut buffer = Vec::new();
         self.append(&mut buffer, message, NLM_F_REQUEST | NLM_F_DUMP);
         self.raw.send(&buffer, 0).map_err(|source| Error::new(operation, source))?;
         let mut objects = Vec::new();
+        let mut interrupted = false;
         loop {
             for answer in self.receive().map_err(|source| Error::new(operation, source))? {
                 if answer.header.sequence_number != self.sequence {
                     continue;
                 }
+                interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 match answer.payload {
                     NetlinkPayload::InnerMessage(message) => objects.push(message),
-                    NetlinkPayload::Done(_) => return Ok(objects),
+                    NetlinkPayload::Done(_) => return Ok((!interrupted).then_some(objects)),
                     NetlinkPayload::Error(error) => return Err(Error::new(operation, error.to_io())),
                     _ => {}
                 }

@@ -1,7 +1,7 @@
 //! The kernel's own news: tells when something that podnet made was taken away by someone else.
 //!
 //! Each ADD of a pod makes some thirty notifications, of which none matters here; so the monitor gathers them for a
-//! moment, and takes apart only those of removals.
+//! moment, and takes apart only those of losses.
 
 use std::{io, thread, time::Duration};
 
@@ -29,14 +29,16 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 /// Room for one notification.
 const DATAGRAM_LEN: usize = 64 << 10;
 
-// Message types of removals, from <linux/rtnetlink.h>.
+// Message types from <linux/rtnetlink.h>.
+const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_DELADDR: u16 = 21;
 const RTM_DELQDISC: u16 = 37;
 const RTM_DELTFILTER: u16 = 45;
 
 /// Watches the calling thread's network namespace, on a thread of its own, and calls `on_loss` whenever a link, a global
-/// address or a traffic control object has been removed, except links of `ignored_group` (podnet's own deletions). Ends when `on_loss` returns false.
+/// address or a traffic control object has been removed or a link been set down, except links of `ignored_group`
+/// (podnet's own deletions). Ends when `on_loss` returns false.
 ///
 /// # Errors
 ///
@@ -104,10 +106,27 @@ fn receive(socket: &Socket, datagram: &mut BytesMut, flags: i32, ignored_group: 
 
 fn loss(message: &[u8], message_type: u16, ignored_group: u32) -> Option<String> {
     match message_type {
+        RTM_NEWLINK if sets_down(message) => set_down(message, ignored_group),
         RTM_DELLINK | RTM_DELADDR => deleted(message, ignored_group),
         RTM_DELQDISC | RTM_DELTFILTER => Some("a traffic control object was deleted".into()),
         _ => None,
     }
+}
+
+/// Returns whether a link message says that the link has just been set down: most say something else, and need not be
+/// taken apart.
+fn sets_down(message: &[u8]) -> bool {
+    // `ifi_flags` and `ifi_change` of `struct ifinfomsg`, behind the netlink header.
+    let word = |offset| message.get(offset..offset + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    let up = libc::IFF_UP as u32;
+    word(24).zip(word(28)).is_some_and(|(flags, change)| change & up != 0 && change != u32::MAX && flags & up == 0)
+}
+
+fn set_down(message: &[u8], ignored_group: u32) -> Option<String> {
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = message.payload else { return None };
+    let ignored = link.attributes.contains(&LinkAttribute::Group(ignored_group));
+    (!ignored).then(|| format!("link {} was set down", Link::from_message(link).name))
 }
 
 fn deleted(message: &[u8], ignored_group: u32) -> Option<String> {

@@ -77,7 +77,7 @@ impl Socket {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = NeighbourMessage::default();
             message.header.family = family;
-            for answer in self.dump("list neighbours", RouteNetlinkMessage::GetNeighbour(message))? {
+            for answer in self.dump("list neighbours", &RouteNetlinkMessage::GetNeighbour(message))? {
                 let RouteNetlinkMessage::NewNeighbour(message) = answer else { continue };
                 if message.header.ifindex == ifindex && message.header.state == NeighbourState::Permanent {
                     let (address, mac) = parts(&message.attributes);
@@ -92,7 +92,7 @@ impl Socket {
     pub fn fdb(&mut self) -> Result<Vec<(u32, Mac)>, Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
-        let answers = self.dump("list forwarding entries", RouteNetlinkMessage::GetNeighbour(message))?;
+        let answers = self.dump("list forwarding entries", &RouteNetlinkMessage::GetNeighbour(message))?;
         Ok(answers
             .into_iter()
             .filter_map(|answer| match answer {

@@ -61,7 +61,7 @@ const fn route_address(address: IpAddr) -> RouteAddress {
 impl Socket {
     /// Lists the routes of the main table that leave by one interface.
     pub fn routes(&mut self, ifindex: u32) -> Result<Vec<Route>, Error> {
-        let answers = self.dump("list routes", RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+        let answers = self.dump("list routes", &RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
         Ok(answers
             .into_iter()
             .filter_map(|answer| match answer {

@@ -142,7 +142,7 @@ impl Socket {
     /// Lists the links that are attached to both shared blocks.
     pub fn attached_links(&mut self) -> Result<Vec<u32>, Error> {
         let answers =
-            self.dump("list queueing disciplines", RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()))?;
+            self.dump("list queueing disciplines", &RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()))?;
         let wanted = [(TCA_INGRESS_BLOCK, Block::FromPod), (TCA_EGRESS_BLOCK, Block::ToPod)];
         Ok(answers
             .into_iter()
@@ -160,8 +160,8 @@ impl Socket {
         let mut message = TcMessage::with_index(TcHeader::TCM_IFINDEX_MAGIC_BLOCK as i32);
         message.header.parent = TcHandle::from(block.index());
         // The kernel answers the dump of a block that does not exist with no filters.
-        let answers = match self.dump("list filters", RouteNetlinkMessage::GetTrafficFilter(message)) {
-            Err(error) if error.is_not_found() || error.source.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
+        let answers = match self.dump("list filters", &RouteNetlinkMessage::GetTrafficFilter(message)) {
+            Err(error) if error.is_not_found() || error.cause.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
             answers => answers?,
         };
         let program = answers.into_iter().find_map(|answer| {

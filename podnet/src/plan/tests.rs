@@ -71,6 +71,10 @@ fn apply(actual: &mut Actual, desired: &Desired, changes: &[Change]) {
             Change::DeleteSource(ifindex) => assert!(sources.remove(&ifindex).is_some()),
             Change::AddPort(ifindex) => link(&mut actual.links, ifindex).master = Some(BRIDGE),
             Change::SetPort(ifindex) => link(&mut actual.links, ifindex).port = Some(PortSettings::POD),
+            Change::Rename(ifindex, name) => {
+                let link = link(&mut actual.links, ifindex);
+                (link.name, link.up) = (name, true);
+            }
             Change::BringUp(ifindex) => link(&mut actual.links, ifindex).up = true,
             Change::Attach(ifindex) => assert!(actual.attached.insert(ifindex)),
             Change::ReplacePrograms => (actual.from_pod, actual.to_pod) = (Some(7), Some(8)),
@@ -129,6 +133,21 @@ fn a_pod_whose_veth_was_replaced_leaves_the_maps() {
     assert!(changes.contains(&Change::DeleteSource(102)));
     assert_eq!(changes.iter().filter(|change| matches!(change, Change::DeleteEndpoint(_))).count(), 2);
     assert!(!changes.iter().any(|change| matches!(change, Change::PutEndpoint(..))));
+}
+
+#[test]
+fn a_renamed_veth_gets_its_name_back_and_a_foreign_one_of_its_index_is_left_alone() {
+    let desired = desired(&[2]);
+    let mut actual = Actual { links: desired.pods.iter().map(bare_veth).collect(), ..empty() };
+    let changes = plan(&desired, &actual);
+    apply(&mut actual, &desired, &changes);
+    let veth = link(&mut actual.links, 102);
+    (veth.name, veth.mac) = ("renamed0".into(), Some(BRIDGE_MAC));
+    assert_eq!(plan(&desired, &actual), [Change::Rename(102, "pn00000000002".into())]);
+    link(&mut actual.links, 102).mac = Some(Mac([2, 0, 0, 0, 0, 1]));
+    let changes = plan(&desired, &actual);
+    assert!(changes.contains(&Change::PodLost(desired.pods[0].key.clone())), "{changes:?}");
+    assert!(!changes.iter().any(|change| matches!(change, Change::Rename(..) | Change::ReapVeth(_))), "{changes:?}");
 }
 
 #[test]
