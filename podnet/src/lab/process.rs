@@ -136,9 +136,12 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
-    // Field 3 was taken, so field 22 is the 19th from here.
-    let start_time = fields.nth(18)?.parse().ok()?;
-    Some(Stat { start_time, ended: matches!(state, "Z" | "X" | "x") })
+    // Field 3 was taken, so field 20 is the 17th from here, and field 22 the second behind that.
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
+    // The first thread of a killed process is a zombie while another one is still inside the kernel, and until that
+    // one is gone, too, locks and sockets of the process are held.
+    Some(Stat { start_time, ended: matches!(state, "Z" | "X" | "x") && threads <= 1 })
 }
 
 #[cfg(test)]
@@ -157,6 +160,8 @@ mod tests {
         let text = "7 (a) R (b) Z 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 991 10 11 12";
         let stat = parse_stat(text).unwrap();
         assert_eq!((stat.start_time, stat.ended), (991, true));
+        let other_thread_lives = text.replace(" 20 0 1 0 991", " 20 0 2 0 991");
+        assert!(!parse_stat(&other_thread_lives).unwrap().ended);
         assert!(parse_stat("7 (a) R 1").is_none());
     }
 
