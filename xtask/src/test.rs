@@ -87,6 +87,8 @@ fn run_suite(suite: &str, binary: &Path) -> Result<Outcome> {
         workspace::cargo()
             .args(["test", "--release", "--package", PACKAGE, "--test", suite])
             .quiet_env("PODNET_BIN", binary)
+            // One test at a time: floods of packets and a thousand ADDs beside one another measure the scheduler.
+            .env("RUST_TEST_THREADS", "1")
     };
     match supervise::run(test().arg("--no-run"), BUILD_LIMIT)? {
         Outcome::Passed => supervise::run(test(), SUITE_LIMIT),
