@@ -12,3 +12,4 @@ mod scale;
 mod crash;
 mod repair;
 mod iperf;
+mod logs;

@@ -91,7 +91,8 @@ fn run_suite(suite: &str, binary: &Path) -> Result<Outcome> {
             .env("RUST_TEST_THREADS", "1")
     };
     match supervise::run(test().arg("--no-run"), BUILD_LIMIT)? {
-        Outcome::Passed => supervise::run(test(), SUITE_LIMIT),
+        // Tests that pass print what they measured.
+        Outcome::Passed => supervise::run(test().args(["--", "--show-output"]), SUITE_LIMIT),
         other => Ok(other),
     }
 }
