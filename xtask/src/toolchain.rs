@@ -173,34 +173,25 @@ fn parse_version(text: &str) -> Result<((u32, u32), bool, u32)> {
     Ok((numbers, release.contains("nightly") || release.contains("dev"), llvm))
 }
 
-/// Installs a compiler with the library's source: rustup's nightly, else the distribution's.
+/// Installs a compiler with the library's source: the distribution's, whose LLVM a linker can be built with; else
+/// rustup's nightly, whose LLVM is often newer than any that a linker exists for.
 fn install(consent: Consent) -> Result<()> {
+    if let Some(packages) = distribution_packages()? {
+        consent.obtain(&apt::commands(&packages))?;
+        return apt::install(&packages);
+    }
     let rustup = ["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"];
-    let packages = distribution_packages()?;
-    if find_command("rustup").is_none() && packages.is_none() {
+    if find_command("rustup").is_none() {
         bail!(
-            "no compiler with library source is found, and neither rustup nor packages of one (Debian: {}) are there; \
+            "no compiler with library source is found, and neither packages of one (Debian: {}) nor rustup are there; \
              install rustup (https://rustup.rs), then run:\n    rustup {}",
             DISTRIBUTION[0][..3].join(" "),
             rustup.join(" ")
         );
     }
-    if find_command("rustup").is_some() {
-        let command = Cmd::new("rustup").args(rustup);
-        let shown = vec![command.shown().to_owned()];
-        if packages.is_none() {
-            // rustup installs for the user: this needs no root.
-            return command.run();
-        }
-        consent.obtain(&shown)?;
-        match command.run() {
-            Ok(()) => return Ok(()),
-            Err(error) => println!("{error:#}; taking the distribution's compiler instead"),
-        }
-    }
-    let packages = packages.unwrap_or_default();
-    consent.obtain(&apt::commands(&packages))?;
-    apt::install(&packages)
+    let command = Cmd::new("rustup").args(rustup);
+    consent.obtain(&[command.shown().to_owned()])?;
+    command.run()
 }
 
 /// Returns the distribution's packages of a compiler that is new enough, if it has one.
