@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use podnet::{lab::echo::EchoSocket, netns::Netns};
 
 /// How long a reply may take.
-const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Sends echo requests with payloads of this many bytes; panics if one has no reply with the same content.
 pub fn ping(netns: &Netns, destination: IpAddr, count: u16, payload_len: usize) {

@@ -136,7 +136,7 @@ impl TestLab {
 
     /// Ends the daemon by SIGTERM, and panics if that does not end it.
     pub fn stop_daemon(&self) {
-        let how = self.daemon().stop(Duration::from_secs(10)).unwrap();
+        let how = self.daemon().stop(Duration::from_secs(60)).unwrap();
         assert_eq!(how, podnet::lab::process::Stopped::Terminated, "{}", self.log_tail());
     }
 

@@ -28,7 +28,7 @@ pub use lab::TestLab;
 pub use pod::{Family, TestPod};
 
 /// How long anything that should happen may take.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// How long to watch for something that must not happen.
 pub const QUIET: Duration = Duration::from_millis(300);

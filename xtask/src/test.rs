@@ -23,7 +23,7 @@ const UNIT: &str = "unit";
 /// Time for compiling a suite, or for compiling and running all unit tests.
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Time for one privileged suite.
-const SUITE_LIMIT: Duration = Duration::from_secs(10 * 60);
+const SUITE_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Order of the suites: what fails first explains what fails later. Suites that are not listed come last.
 const ORDER: [&str; 5] = ["programs", "cni", "node", "runtimes", "provision"];
 

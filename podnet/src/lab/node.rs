@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long a daemon may take until it is ready.
-pub const READY_DEADLINE: Duration = Duration::from_secs(20);
+pub const READY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long a daemon may take to end after SIGTERM.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);

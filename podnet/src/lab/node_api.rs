@@ -1,6 +1,6 @@
 //! What the lab asks of a node's daemon: readiness, status, pods, and to change the eBPF path.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
@@ -22,7 +22,10 @@ pub fn pods(socket: &Path) -> Result<Vec<Pod>> {
     Ok(Client::new(socket).pods()?)
 }
 
+/// How long a change of the programs may take: on a starved machine the kernel's grace periods take their time.
+const DATAPATH_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Attaches, detaches or reloads the eBPF programs.
 pub fn set_datapath(socket: &Path, change: DatapathRequest) -> Result<()> {
-    Ok(Client::new(socket).datapath(change)?)
+    Ok(Client::new(socket).with_timeout(DATAPATH_TIMEOUT).datapath(change)?)
 }
