@@ -11,6 +11,8 @@ map_type! {
         pub mac: [u8; 6],
         /// MAC of the gateway (the bridge): source of delivered frames.
         pub gateway_mac: [u8; 6],
+        /// MTU of the veth in bytes: a larger packet is the kernel's to refuse.
+        pub mtu: u32,
     }
 }
 

@@ -34,6 +34,12 @@ pub enum Hook {
     FromPod = 0,
     /// Egress of a pod's host-side veth.
     ToPod = 1,
+    /// Ingress of an uplink.
+    FromUplink = 2,
+    /// Egress of an uplink or of the overlay device.
+    ToUplink = 3,
+    /// Ingress of the overlay device.
+    FromOverlay = 4,
 }
 
 impl Hook {
@@ -43,6 +49,9 @@ impl Hook {
         match self {
             Self::FromPod => crate::program_name::FROM_POD,
             Self::ToPod => crate::program_name::TO_POD,
+            Self::FromUplink => crate::program_name::FROM_UPLINK,
+            Self::ToUplink => crate::program_name::TO_UPLINK,
+            Self::FromOverlay => crate::program_name::FROM_OVERLAY,
         }
     }
 
@@ -52,6 +61,9 @@ impl Hook {
         match number {
             0 => Some(Self::FromPod),
             1 => Some(Self::ToPod),
+            2 => Some(Self::FromUplink),
+            3 => Some(Self::ToUplink),
+            4 => Some(Self::FromOverlay),
             _ => None,
         }
     }

@@ -28,12 +28,13 @@ pub mod address;
 pub mod endpoint;
 pub mod event;
 pub mod flow;
+pub mod node;
 pub mod settings;
 pub mod verdict;
 
-/// Version of every layout in this crate. Pins carry it (`v1/ENDPOINTS`), so that a daemon never re-uses a map
+/// Version of every layout in this crate. Pins carry it (`v2/ENDPOINTS`), so that a daemon never re-uses a map
 /// whose layout it does not know. Raise it when any layout changes.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Names of the maps, as declared by the programs and pinned by the daemon.
 pub mod map_name {
@@ -41,6 +42,12 @@ pub mod map_name {
     pub const ENDPOINTS: &str = "ENDPOINTS";
     /// Host-side interface index -> what the pod behind it may send: [`crate::endpoint::EndpointSource`].
     pub const ENDPOINTS_BY_IFINDEX: &str = "ENDPOINTS_BY_IFINDEX";
+    /// Network address of a pod CIDR of the cluster's usual size -> how its pods are reached: [`crate::node::Node`].
+    pub const NODES: &str = "NODES";
+    /// Pod CIDR of another size ([`crate::node::NodePrefix`]) -> [`crate::node::Node`].
+    pub const NODES_LPM: &str = "NODES_LPM";
+    /// Address of a node -> whose it is: [`crate::node::NodeAddress`].
+    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
     /// Flow of an endpoint that the kernel path serves, too -> its owner: [`crate::flow::Flow`].
     pub const KERNEL_FLOWS: &str = "KERNEL_FLOWS";
     /// Counter index -> packets and bytes, per CPU: [`crate::verdict::Counter`].
@@ -48,7 +55,8 @@ pub mod map_name {
     /// Ring buffer of [`crate::event::Event`].
     pub const EVENTS: &str = "EVENTS";
     /// All of the above, in the order in which `podnet maps dump` prints them.
-    pub const ALL: [&str; 5] = [ENDPOINTS, ENDPOINTS_BY_IFINDEX, KERNEL_FLOWS, COUNTERS, EVENTS];
+    pub const ALL: [&str; 8] =
+        [ENDPOINTS, ENDPOINTS_BY_IFINDEX, NODES, NODES_LPM, NODE_ADDRESSES, KERNEL_FLOWS, COUNTERS, EVENTS];
 }
 
 /// Names of the programs, as declared in the object.
@@ -57,4 +65,12 @@ pub mod program_name {
     pub const FROM_POD: &str = "from_pod";
     /// Egress of a pod's host-side veth: what the kernel path delivers to the pod.
     pub const TO_POD: &str = "to_pod";
+    /// Ingress of an uplink: what other nodes and the outside send.
+    pub const FROM_UPLINK: &str = "from_uplink";
+    /// Egress of an uplink or of the overlay device: what the kernel path sends to other nodes.
+    pub const TO_UPLINK: &str = "to_uplink";
+    /// Ingress of the overlay device: what other nodes send through the overlay, decapsulated.
+    pub const FROM_OVERLAY: &str = "from_overlay";
+    /// All of the above.
+    pub const ALL: [&str; 5] = [FROM_POD, TO_POD, FROM_UPLINK, TO_UPLINK, FROM_OVERLAY];
 }

@@ -59,6 +59,16 @@ numbered! {
         PassedUnsupported = 4, "passed_unsupported";
         /// Seen by `to_pod`: delivered to the pod by the kernel path.
         DeliveredByKernel = 5, "delivered_by_kernel";
+        /// Redirected by `bpf_redirect_neigh` to the uplink, with the node's next hop.
+        RedirectedToNode = 6, "redirected_to_node";
+        /// Redirected to the overlay device, with the node's address as tunnel destination.
+        RedirectedToOverlay = 7, "redirected_to_overlay";
+        /// Seen by `to_uplink`: a packet between pods that the kernel path sends to another node.
+        SentByKernel = 8, "sent_by_kernel";
+        /// Passed to the kernel, which answers with "time exceeded": the TTL or hop limit ends here.
+        PassedTtlExpired = 9, "passed_ttl_expired";
+        /// Passed to the kernel, which fragments it or answers with "fragmentation needed" or "packet too big".
+        PassedTooBig = 10, "passed_too_big";
     }
 }
 
@@ -79,6 +89,11 @@ numbered! {
         SpoofedNeighbor = 5, "spoofed_neighbor";
         /// A router advertisement or an ICMPv6 redirect, which no pod may send.
         RogueRouter = 6, "rogue_router";
+        /// The source is a pod address that the sending node does not have: this node's own, or, in the overlay, one
+        /// of another node than the outer source.
+        SpoofedNode = 7, "spoofed_node";
+        /// An overlay packet from an address that is no node's.
+        UnknownNode = 8, "unknown_node";
     }
 }
 

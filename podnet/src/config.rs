@@ -18,14 +18,40 @@ pub struct Config {
     /// Name of the node; default: the host name.
     #[serde(default = "default_node")]
     pub node: String,
-    /// Pod CIDRs of the node: one, or one per family. The first address of each is the gateway.
+    /// Pod CIDRs of the node: one, or one per family. The first address of each is the gateway. Empty: the store knows.
+    #[serde(default)]
     pub pod_cidrs: Vec<IpNetwork>,
+    /// Ranges that hold all pods of the cluster. Pods' packets to them are never masqueraded; in mode `router` they are
+    /// what goes to the router.
+    #[serde(default)]
+    pub cluster_cidrs: Vec<IpNetwork>,
+    /// How pods of other nodes are reached.
+    #[serde(default)]
+    pub mode: RoutingMode,
+    /// Mode `router`: addresses of the central router, at most one per family.
+    #[serde(default)]
+    pub routers: Vec<IpAddr>,
+    /// Interfaces that lead to other nodes, besides those that routes name.
+    #[serde(default)]
+    pub uplinks: Vec<String>,
+    /// Hook of the uplinks' programs.
+    #[serde(default)]
+    pub uplink_attach: UplinkAttach,
+    /// Families whose packets to addresses outside of the cluster are masqueraded.
+    #[serde(default = "default_masquerade")]
+    pub masquerade: Vec<Family>,
+    /// The overlay.
+    #[serde(default)]
+    pub overlay: OverlayConfig,
+    /// Where the list of nodes comes from; none: this node is alone.
+    #[serde(default)]
+    pub store: Option<StoreConfig>,
     /// Name of the bridge.
     #[serde(default = "default_bridge")]
     pub bridge: String,
-    /// MTU of pods in bytes.
-    #[serde(default = "default_mtu")]
-    pub mtu: u32,
+    /// MTU of pods in bytes; none: it follows from the uplinks and the mode.
+    #[serde(default)]
+    pub mtu: Option<u32>,
     /// Which path carries pod-to-pod packets.
     #[serde(default)]
     pub datapath: DatapathMode,
@@ -47,6 +73,84 @@ pub struct Config {
     /// Log levels.
     #[serde(default)]
     pub log: LogConfig,
+}
+
+/// How pods of other nodes are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RoutingMode {
+    /// By the node's address on a shared layer 2, or the kernel's next hop towards it, which must know the pod CIDRs.
+    Direct,
+    /// By VXLAN.
+    Overlay,
+    /// Direct where the node is on-link, overlay otherwise.
+    #[default]
+    Auto,
+    /// By a central router, which holds the table of pod CIDRs.
+    Router,
+}
+
+impl std::fmt::Display for RoutingMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Overlay => "overlay",
+            Self::Auto => "auto",
+            Self::Router => "router",
+        })
+    }
+}
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+/// Hook of the programs on uplinks and on the overlay device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UplinkAttach {
+    /// TCX where the kernel has it (6.6), clsact elsewhere.
+    #[default]
+    Auto,
+    /// TCX.
+    Tcx,
+    /// clsact.
+    Clsact,
+}
+
+/// The overlay: VXLAN (RFC 7348).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct OverlayConfig {
+    /// Name of the device.
+    pub device: String,
+    /// VXLAN network identifier, 24 bits; the same on all nodes.
+    pub vni: u32,
+    /// UDP port, the same on all nodes.
+    pub port: u16,
+}
+
+impl Default for OverlayConfig {
+    fn default() -> Self {
+        Self { device: "podnet-vxlan".into(), vni: 1, port: 4789 }
+    }
+}
+
+/// Where the list of nodes comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
+pub enum StoreConfig {
+    /// A file, re-read when it changes.
+    Static {
+        /// The JSON file of nodes.
+        path: PathBuf,
+    },
 }
 
 /// Log levels at start.
@@ -85,8 +189,8 @@ fn default_bridge() -> String {
     "v-net-0".into()
 }
 
-const fn default_mtu() -> u32 {
-    1500
+fn default_masquerade() -> Vec<Family> {
+    vec![Family::Ipv4, Family::Ipv6]
 }
 
 /// Unix socket of the daemon unless the configuration names another.
@@ -135,23 +239,25 @@ impl Config {
     fn validate(&self) -> Result<()> {
         ensure!(!self.node.is_empty(), "node: the name is empty; give the node's name");
         ensure!(
-            !self.pod_cidrs.is_empty(),
-            "pod-cidrs: the list is empty; give one CIDR per family, such as [\"10.244.1.0/24\", \"fd00:10:244:1::/64\"]"
+            !self.pod_cidrs.is_empty() || self.store.is_some(),
+            "pod-cidrs: the list is empty and there is no [store] that knows the node; give one CIDR per family, such as [\"10.244.1.0/24\", \"fd00:10:244:1::/64\"]"
         );
         for (position, cidr) in self.pod_cidrs.iter().enumerate() {
-            validate_pod_cidr(*cidr)?;
+            validate_pod_cidr(*cidr).context("pod-cidrs")?;
             ensure!(
                 !self.pod_cidrs[..position].iter().any(|other| other.is_ipv4() == cidr.is_ipv4()),
                 "pod-cidrs: {cidr} is the second CIDR of its family; a node has at most one per family"
             );
         }
         validate_ifname(&self.bridge).map_err(|reason| anyhow::anyhow!("bridge: {reason}"))?;
-        let minimum = if self.pod_cidrs.iter().any(IpNetwork::is_ipv6) { 1280 } else { 576 };
-        ensure!(
-            (minimum..=65_535).contains(&self.mtu),
-            "mtu: {} is not in {minimum}..=65535, which the families of pod-cidrs need",
-            self.mtu
-        );
+        if let Some(mtu) = self.mtu {
+            let minimum = Self::min_mtu(&self.pod_cidrs);
+            ensure!(
+                (minimum..=65_535).contains(&mtu),
+                "mtu: {mtu} is not in {minimum}..=65535, which the families of pod-cidrs need"
+            );
+        }
+        self.validate_cluster()?;
         for (field, path) in [("socket", &self.socket), ("state-dir", &self.state_dir), ("bpffs", &self.bpffs)] {
             ensure!(path.is_absolute(), "{field}: {} is not an absolute path", path.display());
         }
@@ -167,6 +273,52 @@ impl Config {
             self.resync_seconds
         );
         Ok(())
+    }
+
+    fn validate_cluster(&self) -> Result<()> {
+        for cidr in &self.cluster_cidrs {
+            ensure!(
+                cidr.ip() == cidr.network(),
+                "cluster-cidrs: {cidr} has host bits set; did you mean {}/{}?",
+                cidr.network(),
+                cidr.prefix()
+            );
+        }
+        for (position, router) in self.routers.iter().enumerate() {
+            ensure!(
+                self.routers[..position].iter().all(|other| other.is_ipv4() != router.is_ipv4()),
+                "routers: {router} is the second address of its family; give one per family"
+            );
+        }
+        ensure!(
+            self.mode != RoutingMode::Router || !self.routers.is_empty(),
+            "routers: the list is empty, but mode = \"router\" needs the address of the central router"
+        );
+        ensure!(
+            self.mode != RoutingMode::Router || self.store.is_some() || !self.cluster_cidrs.is_empty(),
+            "cluster-cidrs: the list is empty and there is no [store]; mode = \"router\" needs one of them to know what goes to the router"
+        );
+        for uplink in &self.uplinks {
+            validate_ifname(uplink).map_err(|reason| anyhow::anyhow!("uplinks: {reason}"))?;
+        }
+        validate_ifname(&self.overlay.device).map_err(|reason| anyhow::anyhow!("overlay.device: {reason}"))?;
+        ensure!(self.overlay.device != self.bridge, "overlay.device: {} is the bridge; name another", self.bridge);
+        ensure!(
+            (1..1 << 24).contains(&self.overlay.vni),
+            "overlay.vni: {} is not in 1..=16777215, the 24 bits of RFC 7348",
+            self.overlay.vni
+        );
+        ensure!(self.overlay.port != 0, "overlay.port: 0 is no UDP port; the usual one is 4789");
+        if let Some(StoreConfig::Static { path }) = &self.store {
+            ensure!(path.is_absolute(), "store.path: {} is not an absolute path", path.display());
+        }
+        Ok(())
+    }
+
+    /// Returns the smallest MTU that the families of these pod CIDRs allow (RFC 791, RFC 8200).
+    #[must_use]
+    pub fn min_mtu(pod_cidrs: &[IpNetwork]) -> u32 {
+        if pod_cidrs.iter().any(IpNetwork::is_ipv6) { 1280 } else { 576 }
     }
 
     /// Returns the gateway of a pod CIDR: its first address after the network address.
@@ -185,10 +337,15 @@ impl Config {
     }
 }
 
-fn validate_pod_cidr(cidr: IpNetwork) -> Result<()> {
+/// Checks that pods can have the addresses of a CIDR.
+///
+/// # Errors
+///
+/// Says what is wrong with the CIDR.
+pub fn validate_pod_cidr(cidr: IpNetwork) -> Result<()> {
     ensure!(
         cidr.ip() == cidr.network(),
-        "pod-cidrs: {cidr} has host bits set; did you mean {}/{}?",
+        "{cidr} has host bits set; did you mean {}/{}?",
         cidr.network(),
         cidr.prefix()
     );
@@ -196,7 +353,7 @@ fn validate_pod_cidr(cidr: IpNetwork) -> Result<()> {
     let shortest = if cidr.is_ipv4() { 8 } else { 16 };
     ensure!(
         (shortest..=longest).contains(&cidr.prefix()),
-        "pod-cidrs: {cidr}: the prefix length must be in {shortest}..={longest} to hold a gateway and pods"
+        "{cidr}: the prefix length must be in {shortest}..={longest} to hold a gateway and pods"
     );
     let network = cidr.network();
     let (link_local, mapped) = match network {
@@ -205,7 +362,7 @@ fn validate_pod_cidr(cidr: IpNetwork) -> Result<()> {
     };
     if network.is_multicast() || network.is_loopback() || network.is_unspecified() || link_local || mapped {
         bail!(
-            "pod-cidrs: {cidr} is a multicast, loopback, link-local, v4-mapped or unspecified range, which pods cannot have"
+            "{cidr} is a multicast, loopback, link-local, v4-mapped or unspecified range, which pods cannot have"
         );
     }
     Ok(())
@@ -245,7 +402,7 @@ mod tests {
     fn a_minimal_file_takes_the_defaults() {
         let config = Config::parse("pod-cidrs = [\"10.244.1.0/24\", \"fd00:10:244:1::/64\"]").unwrap();
         assert_eq!(config.bridge, "v-net-0");
-        assert_eq!(config.mtu, 1500);
+        assert_eq!((config.mtu, config.mode), (None, RoutingMode::Auto));
         assert_eq!(config.datapath, DatapathMode::Ebpf);
         let gateways: Vec<_> = config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr).to_string()).collect();
         assert_eq!(gateways, ["10.244.1.1", "fd00:10:244:1::1"]);

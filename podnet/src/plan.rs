@@ -55,6 +55,8 @@ pub struct PodSpec {
     pub mac: Mac,
     /// Addresses of the pod.
     pub addresses: Vec<IpAddr>,
+    /// MTU of the veth in bytes.
+    pub mtu: u32,
 }
 
 impl PodSpec {
@@ -74,7 +76,13 @@ impl PodSpec {
     /// Returns where the pod is, as the maps hold it.
     #[must_use]
     pub const fn endpoint(&self, gateway_mac: Mac) -> Endpoint {
-        Endpoint { ifindex: self.host_ifindex, flags: 0, mac: self.mac.0, gateway_mac: gateway_mac.0 }
+        Endpoint {
+            ifindex: self.host_ifindex,
+            flags: 0,
+            mac: self.mac.0,
+            gateway_mac: gateway_mac.0,
+            mtu: self.mtu,
+        }
     }
 }
 

@@ -66,7 +66,7 @@ impl Pod {
     }
 
     pub(crate) fn endpoint(self) -> Endpoint {
-        Endpoint { ifindex: self.ifindex, flags: 0, mac: self.mac, gateway_mac: GATEWAY_MAC }
+        Endpoint { ifindex: self.ifindex, flags: 0, mac: self.mac, gateway_mac: GATEWAY_MAC, mtu: 1500 }
     }
 }
 

@@ -133,8 +133,13 @@ impl Datapath {
 
 /// The settings as they stand in `.rodata`.
 fn settings_bytes(settings: Settings) -> Vec<u8> {
-    let Settings { events_per_tick, count_verdicts } = settings;
-    [events_per_tick, count_verdicts].into_iter().flat_map(u32::to_ne_bytes).collect()
+    let Settings { events_per_tick, count_verdicts, node_mask_v4, node_mask_v6, nodes_lpm, bridge_ifindex, vni } =
+        settings;
+    let mut bytes: Vec<u8> = [events_per_tick, count_verdicts].into_iter().flat_map(u32::to_ne_bytes).collect();
+    bytes.extend(node_mask_v4);
+    bytes.extend(node_mask_v6);
+    bytes.extend([nodes_lpm, bridge_ifindex, vni].into_iter().flat_map(u32::to_ne_bytes));
+    bytes
 }
 
 fn classifier_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {

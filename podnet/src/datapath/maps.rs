@@ -13,6 +13,7 @@ use podnet_common::{
     endpoint::{Endpoint, EndpointSource},
     flow::{Flow, FlowKey},
     map_name,
+    node::{Node, NodeAddress, NodePrefix},
     verdict::{COUNTER_SLOTS, Counter, DropReason, Verdict},
 };
 
@@ -34,6 +35,9 @@ const EVENTS_SIZE: u32 = 256 * 1024;
 const LAYOUTS: [Layout; map_name::ALL.len()] = [
     Layout::hash::<Address, Endpoint>(map_name::ENDPOINTS, MapType::Hash),
     Layout::hash::<u32, EndpointSource>(map_name::ENDPOINTS_BY_IFINDEX, MapType::Hash),
+    Layout::hash::<Address, Node>(map_name::NODES, MapType::Hash),
+    Layout::hash::<NodePrefix, Node>(map_name::NODES_LPM, MapType::LpmTrie),
+    Layout::hash::<Address, NodeAddress>(map_name::NODE_ADDRESSES, MapType::Hash),
     Layout::hash::<FlowKey, Flow>(map_name::KERNEL_FLOWS, MapType::LruHash),
     Layout {
         name: map_name::COUNTERS,

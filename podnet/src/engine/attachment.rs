@@ -48,6 +48,7 @@ impl From<&PodRecord> for PodSpec {
             host_ifindex: record.host_ifindex,
             mac: record.mac,
             addresses: record.addresses.clone(),
+            mtu: record.mtu,
         }
     }
 }
@@ -94,11 +95,11 @@ impl Engine {
         }
         let minimum = if self.pools.iter().any(|pool| pool.cidr().is_ipv6()) { MIN_MTU_V6 } else { MIN_MTU_V4 };
         if let Some(mtu) = request.mtu
-            && !(minimum..=self.config.mtu).contains(&mtu)
+            && !(minimum..=self.mtu).contains(&mtu)
         {
             return Err(invalid(format!(
                 "mtu {mtu} is not in {minimum}..={}, the range of this node; change it, or the node's mtu",
-                self.config.mtu
+                self.mtu
             )));
         }
         if let Some(mac) = request.mac {
@@ -188,7 +189,7 @@ impl Engine {
             host_ifname: names::host_ifname(&request.key),
             host_ifindex: 0,
             mac: request.mac.unwrap_or_else(|| self.free_mac(addresses)),
-            mtu: request.mtu.unwrap_or(self.config.mtu),
+            mtu: request.mtu.unwrap_or(self.mtu),
             addresses: addresses.to_vec(),
             state: PodState::Adding,
             created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),

@@ -111,6 +111,8 @@ struct Engine {
     home: Netns,
     bridge_mac: Mac,
     bridge_ifindex: u32,
+    /// MTU of pods in bytes.
+    mtu: u32,
     pods: BTreeMap<AttachmentKey, PodRecord>,
     pools: Vec<Pool>,
     /// Failed ADDs that the database still holds, because it failed, too.
@@ -167,6 +169,7 @@ impl Engine {
             home,
             bridge_mac,
             bridge_ifindex: 0,
+            mtu: config.mtu.unwrap_or(1500),
             pods: BTreeMap::new(),
             pools,
             undeleted: Vec::new(),

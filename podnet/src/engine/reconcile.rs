@@ -107,7 +107,7 @@ impl Engine {
             bridge: BridgeSpec {
                 name: self.config.bridge.clone(),
                 mac: self.bridge_mac,
-                mtu: self.config.mtu,
+                mtu: self.mtu,
                 addresses,
                 stale_addresses,
             },
@@ -131,7 +131,7 @@ impl Engine {
         match change {
             Change::CreateBridge => self.create_bridge()?,
             Change::SetBridge => {
-                self.netlink.request(link::set_link(bridge, Some(self.bridge_mac), self.config.mtu))?;
+                self.netlink.request(link::set_link(bridge, Some(self.bridge_mac), self.mtu))?;
             }
             Change::AddBridgeAddress(address) => {
                 self.netlink.request(address::add(bridge, address, PrefixRoute::Add))?;
@@ -162,7 +162,7 @@ impl Engine {
 
     fn create_bridge(&mut self) -> Result<()> {
         let name = &self.config.bridge;
-        self.netlink.request(link::create_bridge(name, self.bridge_mac, self.config.mtu))?;
+        self.netlink.request(link::create_bridge(name, self.bridge_mac, self.mtu))?;
         let link = self.netlink.link_by_name(name)?.with_context(|| format!("bridge {name} vanished"))?;
         self.bridge_ifindex = link.ifindex;
         sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;

@@ -20,7 +20,7 @@ impl Engine {
             not_ready_reason,
             bridge: self.config.bridge.clone(),
             bridge_mac: self.bridge_mac,
-            mtu: self.config.mtu,
+            mtu: self.mtu,
             pools: self.pools.iter().map(pool_status).collect(),
             pods: self.pods.len(),
             reaping: self.reaper.waiting(),

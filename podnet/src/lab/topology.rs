@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::process::Process;
 use crate::{
     api::{DatapathMode, Mac},
-    config::{Config, LogConfig},
+    config::{Config, Family, LogConfig, OverlayConfig, RoutingMode, UplinkAttach},
 };
 
 /// Folder of all labs; one folder per lab below it.
@@ -248,7 +248,15 @@ impl Node {
             node: self.name.clone(),
             pod_cidrs: self.pod_cidrs.clone(),
             bridge: "v-net-0".into(),
-            mtu: self.mtu,
+            cluster_cidrs: Vec::new(),
+            mode: RoutingMode::default(),
+            routers: Vec::new(),
+            uplinks: Vec::new(),
+            uplink_attach: UplinkAttach::default(),
+            masquerade: vec![Family::Ipv4, Family::Ipv6],
+            overlay: OverlayConfig::default(),
+            store: None,
+            mtu: Some(self.mtu),
             datapath: self.datapath,
             socket: self.socket(),
             state_dir: self.state_dir(),

@@ -17,6 +17,7 @@ fn pod(number: u8) -> PodSpec {
             format!("10.244.1.{number}").parse().unwrap(),
             format!("fd00:10:244:1::{number:x}").parse().unwrap(),
         ],
+        mtu: 1500,
     }
 }
 
