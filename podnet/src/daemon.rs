@@ -15,13 +15,14 @@ use tracing::{error, info, warn};
 
 use crate::{
     api::server,
+    cluster::{self, AnyStore, Store as _, Update},
     config::Config,
     database::Database,
     drops,
     engine::{self, Command},
     logging::Logging,
-    netlink::monitor,
-    plan::REAP_GROUP,
+    netlink::monitor::{self, News},
+    plan::{REAP_GROUP, is_veth_name},
 };
 
 /// Runs the daemon until SIGTERM or SIGINT. Pods and their traffic stay as they are when it ends.
@@ -61,7 +62,12 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = config.node, "starting");
 
     let (log_readers, mut logs) = tokio::sync::mpsc::unbounded_channel();
-    let (engine, engine_thread) = engine::start(config.clone(), logging.ebpf(), log_readers)?;
+    let (name, store, first) = open_store(&config).await?;
+    let start = engine::Start { ebpf_log: logging.ebpf(), logs: log_readers, store: name, first };
+    let (engine, engine_thread) = engine::start(config.clone(), start)?;
+    if let Some(store) = store {
+        tokio::spawn(follow_store(store, engine.clone()));
+    }
     tokio::spawn(async move {
         // Each load of the programs brings a reader of its own; that of replaced programs ends with them.
         let current = Arc::new(AtomicUsize::new(0));
@@ -76,7 +82,18 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     });
     tokio::spawn(report_drops(config.clone(), engine.clone()));
     let watcher = engine.clone();
-    monitor::watch(REAP_GROUP, move |what| watcher.tell(Command::Lost(what)))?;
+    let local_links = [config.bridge.clone(), config.overlay.device.clone()];
+    let own = monitor::Own {
+        group: REAP_GROUP,
+        port: engine.netlink_port(),
+        is_local_link: Box::new(move |name| is_veth_name(name) || local_links.iter().any(|local| local == name)),
+    };
+    monitor::watch(own, move |news| watcher.tell(Command::News(news)))?;
+    // What happened before the watch began was not seen.
+    let start = News { lost: None, moved: Some("start".into()) };
+    if !engine.tell(Command::News(start)) {
+        warn!("the engine has ended");
+    }
 
     let context = server::Context { engine: engine.clone(), logging };
     if let Some(address) = config.http {
@@ -113,6 +130,25 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// How long the start waits for the store; after that the last known nodes are in force until it answers.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Opens the store and hears it for the first time.
+async fn open_store(config: &Config) -> Result<(Option<String>, Option<AnyStore>, Option<Update>)> {
+    let Some(store) = &config.store else { return Ok((None, None, None)) };
+    let mut store = cluster::open(store).context("open the store")?;
+    let name = Some(store.describe());
+    let first = tokio::time::timeout(STORE_PATIENCE, store.next())
+        .await
+        .unwrap_or_else(|_| Update::Failed(format!("it did not answer within {} s", STORE_PATIENCE.as_secs())));
+    Ok((name, Some(store), Some(first)))
+}
+
+/// Passes the store's news on to the engine, until that ends.
+async fn follow_store(mut store: AnyStore, engine: engine::Handle) {
+    while engine.tell(Command::Cluster(store.next().await)) {}
 }
 
 /// Logs each drop that the programs report, with the pod's name.

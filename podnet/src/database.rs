@@ -48,6 +48,10 @@ pub struct PodRecord {
     pub mac: Mac,
     /// MTU in bytes.
     pub mtu: u32,
+    /// MTU of the pod's default routes in bytes: smaller where the overlay carries what leaves the node.
+    pub route_mtu: u32,
+    /// Largest MTU that the ADD asked for; `None`: the node's.
+    pub mtu_requested: Option<u32>,
     /// Leased addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
     /// How far the attachment has come.
@@ -57,7 +61,7 @@ pub struct PodRecord {
 }
 
 /// Version of the schema, kept in `PRAGMA user_version`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 // Few trees, because each one that a commit touches is another page to write. `ipv4` and `ipv6` are the leases: unique,
 // and gone with their pod.
@@ -80,12 +84,20 @@ const SCHEMA: &str = "
         ipv6          TEXT UNIQUE,
         ready         INTEGER NOT NULL,
         created       INTEGER NOT NULL,
+        route_mtu     INTEGER NOT NULL,
+        mtu_requested INTEGER,
         PRIMARY KEY (container_id, ifname)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE settings (
         name  TEXT NOT NULL PRIMARY KEY,
         value TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
+";
+
+/// Leads from version 1 to version 2, in which pods got MTUs that follow the uplinks.
+const MIGRATION_1_TO_2: &str = "
+    ALTER TABLE pods ADD COLUMN route_mtu INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE pods ADD COLUMN mtu_requested INTEGER;
 ";
 
 const SET_SETTING: &str = "INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2";
@@ -116,6 +128,9 @@ impl Database {
             match version {
                 0 => connection
                     .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))?,
+                1 => connection.execute_batch(&format!(
+                    "BEGIN; {MIGRATION_1_TO_2} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                ))?,
                 SCHEMA_VERSION => {}
                 later => {
                     bail!("its schema has version {later}, this podnet knows {SCHEMA_VERSION}: run the newer podnet")
@@ -146,7 +161,8 @@ impl Database {
     pub fn pods(&self) -> Result<BTreeMap<AttachmentKey, PodRecord>> {
         let mut statement = self.connection.prepare(
             "SELECT container_id, ifname, network, pod_namespace, pod_name, pod_uid, netns, netns_device, netns_inode,
-                    host_ifname, host_ifindex, mac, mtu, ipv4, ipv6, ready, created FROM pods",
+                    host_ifname, host_ifindex, mac, mtu, ipv4, ipv6, ready, created,
+                    route_mtu, mtu_requested FROM pods",
         )?;
         let mut rows = statement.query([])?;
         let mut pods = BTreeMap::new();
@@ -173,6 +189,8 @@ impl Database {
                 addresses,
                 state: if row.get(15)? { PodState::Ready } else { PodState::Adding },
                 created: row.get::<_, i64>(16)? as u64,
+                route_mtu: row.get(17)?,
+                mtu_requested: row.get(18)?,
                 key: key.clone(),
             };
             pods.insert(key, record);
@@ -184,7 +202,7 @@ impl Database {
     pub fn insert(&mut self, record: &PodRecord) -> Result<()> {
         let address = |v4: bool| record.addresses.iter().find(|address| address.is_ipv4() == v4).map(IpAddr::to_string);
         self.connection
-            .prepare_cached("INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)")
+            .prepare_cached("INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19)")
             .and_then(|mut statement| {
                 statement.execute(params![
                     record.key.container_id,
@@ -204,6 +222,8 @@ impl Database {
                     address(false),
                     record.state == PodState::Ready,
                     record.created as i64,
+                    record.route_mtu,
+                    record.mtu_requested,
                 ])
             })
             .map_err(|error| self.not_written(error))?;
@@ -223,6 +243,15 @@ impl Database {
             transaction.commit()
         };
         commit().map_err(|error| self.not_written(error))
+    }
+
+    /// Commits the MTUs of a pod.
+    pub fn set_mtus(&mut self, key: &AttachmentKey, mtu: u32, route_mtu: u32) -> Result<()> {
+        self.connection
+            .prepare_cached("UPDATE pods SET mtu = ?3, route_mtu = ?4 WHERE container_id = ?1 AND ifname = ?2")
+            .and_then(|mut statement| statement.execute(params![key.container_id, key.ifname, mtu, route_mtu]))
+            .map_err(|error| self.not_written(error))?;
+        Ok(())
     }
 
     /// Commits that a pod is gone, and its leases with it. One that is not there is success.
@@ -308,6 +337,8 @@ mod tests {
             host_ifindex: 0,
             mac: Mac([0x0a, 0x58, 10, 244, 1, 2]),
             mtu: 1500,
+            route_mtu: 1450,
+            mtu_requested: Some(1500),
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             state: PodState::Adding,
             created: 1,

@@ -13,6 +13,8 @@ pub mod drops;
 pub mod engine;
 pub mod logging;
 pub mod plan;
+mod names;
+pub mod routing;
 pub mod cluster;
 pub mod database;
 pub mod ipam;

@@ -6,7 +6,7 @@
 //! after their veth is attached.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -18,6 +18,7 @@ use podnet_common::{
 
 use crate::{
     api::{AttachmentKey, Mac},
+    datapath::device::DeviceHook,
     netlink::link::{Link, PortSettings},
 };
 
@@ -95,6 +96,19 @@ pub struct Desired {
     pub pods: Vec<PodSpec>,
     /// IDs of the programs that the blocks should hold; `None`: no programs (kernel path).
     pub programs: Option<Programs>,
+    /// What should be attached to uplinks and overlay device; `None`: not known yet, so it stays as it is.
+    pub devices: Option<BTreeSet<DeviceProgram>>,
+}
+
+/// A program on an uplink or on the overlay device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceProgram {
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Where it is attached there.
+    pub hook: DeviceHook,
+    /// Its ID.
+    pub program: u32,
 }
 
 /// IDs of two loaded programs.
@@ -123,6 +137,8 @@ pub struct Actual {
     pub from_pod: Option<u32>,
     /// Program in the block that sees what pods are sent.
     pub to_pod: Option<u32>,
+    /// Podnet's programs on uplinks and overlay device.
+    pub devices: BTreeSet<DeviceProgram>,
     /// Entries of `ENDPOINTS`; `None` if there are no maps.
     pub endpoints: Option<HashMap<Address, Endpoint>>,
     /// Entries of `ENDPOINTS_BY_IFINDEX`; `None` if there are no maps.
@@ -160,6 +176,10 @@ pub enum Change {
     ReplacePrograms,
     /// The blocks hold programs, but should not.
     RemovePrograms,
+    /// An interface has a program that it should not have.
+    DetachDevice(u32, DeviceHook),
+    /// A veth has another MTU.
+    SetMtu(u32, u32),
     /// The maps do not say, or say wrongly, what the pod behind an interface may send.
     PutSource(u32, EndpointSource),
     /// The maps do not say, or say wrongly, where an address is.
@@ -275,6 +295,9 @@ fn plan_port(pod: &PodSpec, link: &Link, bridge: Option<&Link>, actual: &Actual,
     if !on_bridge || link.port != Some(PortSettings::POD) {
         changes.push(Change::SetPort(link.ifindex));
     }
+    if link.mtu != pod.mtu {
+        changes.push(Change::SetMtu(link.ifindex, pod.mtu));
+    }
     if link.name != pod.host_ifname {
         changes.push(Change::Rename(link.ifindex, pod.host_ifname.clone()));
     } else if !link.up {
@@ -289,14 +312,23 @@ fn plan_port(pod: &PodSpec, link: &Link, bridge: Option<&Link>, actual: &Actual,
 }
 
 fn plan_programs(desired: &Desired, actual: &Actual, any_pod: bool, changes: &mut Vec<Change>) {
+    let devices_differ = desired.devices.as_ref().is_some_and(|devices| !devices.is_subset(&actual.devices));
     match desired.programs {
         // Without pods the blocks do not exist; they are filled with the first pod.
-        Some(_) if !any_pod => {}
-        Some(programs) if actual.from_pod != Some(programs.from_pod) || actual.to_pod != Some(programs.to_pod) => {
+        Some(programs)
+            if devices_differ
+                || any_pod
+                    && (actual.from_pod != Some(programs.from_pod) || actual.to_pod != Some(programs.to_pod)) =>
+        {
             changes.push(Change::ReplacePrograms);
         }
         None if actual.from_pod.is_some() || actual.to_pod.is_some() => changes.push(Change::RemovePrograms),
         _ => {}
+    }
+    if let Some(devices) = &desired.devices {
+        let wanted: BTreeSet<_> = devices.iter().map(|device| (device.ifindex, device.hook)).collect();
+        let stale = actual.devices.iter().filter(|device| !wanted.contains(&(device.ifindex, device.hook)));
+        changes.extend(stale.map(|device| Change::DetachDevice(device.ifindex, device.hook)));
     }
 }
 

@@ -23,7 +23,7 @@ use ureq::{
 };
 
 use super::{
-    AddRequest, ApiError, Attachment, CheckRequest, DatapathRequest, DeleteRequest, GcReply, GcRequest, LogLevels, Pod,
+    AddRequest, ApiError, Attachment, CheckRequest, DatapathRequest, DeleteRequest, GcReply, GcRequest, LogLevels, NodeInfo, Pod,
     Status, path,
 };
 
@@ -134,6 +134,11 @@ impl Client {
     /// Returns the attached pods.
     pub fn pods(&self) -> Result<Vec<Pod>, ClientError> {
         self.get(path::PODS)
+    }
+
+    /// Returns the cluster's nodes, and how each is reached.
+    pub fn nodes(&self) -> Result<Vec<NodeInfo>, ClientError> {
+        self.get(path::NODES)
     }
 
     /// Changes log levels and returns those now in force.

@@ -25,6 +25,8 @@ pub mod path {
     pub const STATUS: &str = "/v1/status";
     /// `GET` -> list of [`super::Pod`].
     pub const PODS: &str = "/v1/pods";
+    /// `GET` -> list of [`super::NodeInfo`].
+    pub const NODES: &str = "/v1/nodes";
     /// `PUT` [`super::LogLevels`] -> [`super::LogLevels`] now in force.
     pub const LOG: &str = "/v1/log";
     /// `PUT` [`super::DatapathRequest`] -> empty object.
@@ -347,6 +349,58 @@ pub struct CounterStatus {
     pub bytes: u64,
 }
 
+/// What the node knows of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// How pods of other nodes are reached: `auto`, `direct`, `overlay` or `router`.
+    pub mode: String,
+    /// Where the list of nodes comes from; `None`: the node is alone.
+    pub store: Option<String>,
+    /// Number of nodes, this one included.
+    pub nodes: usize,
+    /// Seconds since the store was heard last; absent while it answers.
+    pub stale_seconds: Option<u64>,
+    /// Why the store does not answer.
+    pub failure: Option<String>,
+    /// Interfaces that lead to other nodes.
+    pub uplinks: Vec<String>,
+    /// The overlay device, if it is in use.
+    pub overlay: Option<String>,
+    /// MTU in bytes of what leaves the node.
+    pub pod_route_mtu: u32,
+}
+
+/// A node of the cluster, as `podnet nodes` lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Name of the node.
+    pub name: String,
+    /// Addresses at which other nodes reach it.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it is the node that answers.
+    pub local: bool,
+    /// Pod CIDRs, and how each is reached from here.
+    pub pod_cidrs: Vec<NodeCidr>,
+}
+
+/// A pod CIDR of a node, and how its pods are reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCidr {
+    /// The pod CIDR.
+    pub cidr: IpNetwork,
+    /// `local`, `direct`, `overlay` or `unreachable`.
+    pub reach: String,
+    /// The next hop; for the overlay, the destination of the outer packets.
+    pub next_hop: Option<IpAddr>,
+    /// The uplink or overlay device.
+    pub interface: Option<String>,
+    /// Largest IP packet in bytes.
+    pub mtu: Option<u32>,
+    /// Why it cannot be reached, or is reached less well than it should.
+    #[serde(default)]
+    pub problem: Option<String>,
+}
+
 /// State of the node, as `podnet status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -375,6 +429,9 @@ pub struct Status {
     pub pods: usize,
     /// Veths of deleted pods that the reaper has yet to remove.
     pub reaping: usize,
+    /// What the node knows of the cluster.
+    #[serde(default)]
+    pub cluster: ClusterStatus,
     /// The eBPF path.
     pub datapath: DatapathStatus,
     /// Things that work less well than they should, in plain words.

@@ -75,6 +75,7 @@ pub fn router(context: Context) -> Router {
         .route(path::GC, post(gc))
         .route(path::STATUS, get(status))
         .route(path::PODS, get(pods))
+        .route(path::NODES, get(nodes))
         .route(path::LOG, put(log))
         .route(path::DATAPATH, put(datapath))
         .merge(health_routes())
@@ -123,6 +124,10 @@ async fn status(State(context): State<Context>) -> Answer<Status> {
 
 async fn pods(State(context): State<Context>) -> Answer<Vec<Pod>> {
     context.engine.ask(Command::Pods).await.map(Json)
+}
+
+async fn nodes(State(context): State<Context>) -> Answer<Vec<NodeInfo>> {
+    context.engine.ask(Command::Nodes).await.map(Json)
 }
 
 async fn log(State(context): State<Context>, levels: Body<LogLevels>) -> Answer<LogLevels> {

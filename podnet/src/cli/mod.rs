@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod maps;
+mod nodes;
 mod pod;
 mod status;
 
@@ -52,6 +53,11 @@ enum Command {
     },
     /// List the node's pods.
     Pods {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the cluster's nodes, and how their pods are reached from this one.
+    Nodes {
         #[command(flatten)]
         output: Output,
     },
@@ -157,6 +163,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Daemon { config, cleanup: false } => daemon::run(&config)?,
         Command::Status { output } => return status::show(&client(), output.output),
         Command::Pods { output } => pod::list(&client(), output.output)?,
+        Command::Nodes { output } => nodes::list(&client(), output.output)?,
         Command::Maps(MapsCommand::Dump { map, bpffs, output }) => {
             let pins = pins(bpffs, &client());
             maps::dump(&pins, map.as_deref(), output.output, &client())?;

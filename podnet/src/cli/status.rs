@@ -28,12 +28,24 @@ fn render(status: &Status) -> Result<String> {
     };
     writeln!(text, "Node      {} ({ready})", status.node)?;
     writeln!(text, "Daemon    podnet {}, process {}, up {}", status.version, status.pid, duration(status.uptime))?;
-    writeln!(text, "Bridge    {} {} mtu {}", status.bridge, status.bridge_mac, status.mtu)?;
+    let way_out = match status.cluster.pod_route_mtu {
+        smaller if (1..status.mtu).contains(&smaller) => format!(" ({smaller} out of the node)"),
+        _ => String::new(),
+    };
+    writeln!(text, "Bridge    {} {} mtu {}{way_out}", status.bridge, status.bridge_mac, status.mtu)?;
     for pool in &status.pools {
         writeln!(text, "Pool      {} gateway {}: {} of {} in use", pool.cidr, pool.gateway, pool.used, pool.capacity)?;
     }
     let reaping = if status.reaping > 0 { format!(", {} veths being removed", status.reaping) } else { String::new() };
     writeln!(text, "Pods      {}{reaping}", status.pods)?;
+    let cluster = &status.cluster;
+    if let Some(store) = &cluster.store {
+        let stale = cluster.stale_seconds.map(|seconds| format!(", STALE for {}", duration(seconds)));
+        writeln!(text, "Store     {store}: {} nodes{}", cluster.nodes, stale.unwrap_or_default())?;
+        let overlay = cluster.overlay.as_ref().map(|device| format!(", overlay {device}")).unwrap_or_default();
+        let uplinks = if cluster.uplinks.is_empty() { "none".into() } else { cluster.uplinks.join(", ") };
+        writeln!(text, "Routing   {}; uplinks {uplinks}{overlay}", cluster.mode)?;
+    }
     let datapath = &status.datapath;
     let state = match (datapath.attached, &datapath.reason) {
         (true, _) => "programs attached".to_owned(),

@@ -7,12 +7,12 @@ use ipnetwork::IpNetwork;
 use podnet_common::address::Address;
 use tracing::{debug, info, warn};
 
-use super::{Engine, names, pod_side::PodSide};
+use super::{Engine, pod_side::PodSide};
 use crate::{
     api::{AddRequest, ApiError, Attachment, AttachmentKey, ErrorKind, GcReply, GcRequest, Mac},
     config::{Config, validate_ifname},
     database::{PodRecord, PodState},
-    ipam,
+    ipam, names,
     netlink::{
         link::{self, PortSettings, VethPair},
         neighbor, tc,
@@ -190,6 +190,8 @@ impl Engine {
             host_ifindex: 0,
             mac: request.mac.unwrap_or_else(|| self.free_mac(addresses)),
             mtu: request.mtu.unwrap_or(self.mtu),
+            route_mtu: self.route_mtu.min(request.mtu.unwrap_or(self.mtu)),
+            mtu_requested: request.mtu,
             addresses: addresses.to_vec(),
             state: PodState::Adding,
             created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
@@ -287,6 +289,7 @@ impl Engine {
             ifname: &record.key.ifname,
             mac: record.mac,
             mtu: record.mtu,
+            route_mtu: record.route_mtu,
             addresses: &addresses,
             gateways: &gateways,
             gateway_mac: self.bridge_mac,

@@ -57,6 +57,7 @@ impl Engine {
             ifname: &record.key.ifname,
             mac: record.mac,
             mtu: record.mtu,
+            route_mtu: record.route_mtu,
             addresses: &self.networks(&record.addresses),
             gateways: &self.gateways(&record.addresses),
             gateway_mac: self.bridge_mac,

@@ -12,15 +12,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
+use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use tracing::{error, info, warn};
 
 use crate::{
     api::{
         AddRequest, ApiError, Attachment, AttachmentKey, CheckRequest, DatapathMode, DatapathRequest, DeleteRequest,
-        ErrorKind, GcReply, GcRequest, Mac, Pod, Status,
+        ErrorKind, GcReply, GcRequest, Mac, NodeInfo, Pod, Status,
     },
+    cluster::{Cluster, Update, last_known},
     cni::deletions,
     config::Config,
     database::{Database, PodRecord},
@@ -29,13 +31,15 @@ use crate::{
         logs::{LogLevel, Logs},
     },
     ipam::Pool,
-    netlink::Socket,
+    names,
+    netlink::{Socket, monitor::News},
     netns::Netns,
+    nft, routing,
 };
 
 mod attachment;
 mod check;
-mod names;
+mod cluster;
 mod observe;
 mod pod_side;
 mod programs;
@@ -46,6 +50,8 @@ mod status;
 pub mod sysctl;
 
 pub use removal::remove_everything;
+
+use cluster::Following;
 
 /// The answer to a command.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
@@ -65,12 +71,16 @@ pub enum Command {
     Status(Reply<Status>),
     /// List the pods.
     Pods(Reply<Vec<Pod>>),
+    /// List the cluster's nodes.
+    Nodes(Reply<Vec<NodeInfo>>),
+    /// The store has news.
+    Cluster(Update),
     /// Change the level of the programs' logs.
     SetEbpfLog(LogLevel, Reply<()>),
     /// Change the eBPF path while traffic flows.
     Datapath(DatapathRequest, Reply<()>),
-    /// The kernel lost something; compare soon.
-    Lost(String),
+    /// The kernel lost something, or the ways to other nodes may have changed; compare soon.
+    News(News),
     /// Do the deletions that were queued on disk.
     DrainDeletions(Reply<()>),
     /// End, leaving everything in place.
@@ -81,6 +91,7 @@ pub enum Command {
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: Sender<Command>,
+    netlink_port: u32,
 }
 
 impl Handle {
@@ -92,10 +103,37 @@ impl Handle {
         answer.await.map_err(|_| stopped())?
     }
 
+    /// Returns the number of the socket by which the engine changes the kernel (`nlmsg_pid` of its notifications).
+    #[must_use]
+    pub fn netlink_port(&self) -> u32 {
+        self.netlink_port
+    }
+
     /// Tells the engine something that it does not answer. Returns whether the engine still runs.
     #[must_use]
     pub fn tell(&self, command: Command) -> bool {
         self.commands.send(command).is_ok()
+    }
+}
+
+/// Why the node is compared with what should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why<'a> {
+    /// Something was asked for, or is new in the cluster: what is made is no repair.
+    Change(&'a str),
+    /// Something was lost, or may have been: what is made is a repair.
+    Loss(&'a str),
+}
+
+impl<'a> Why<'a> {
+    const fn is_repair(self) -> bool {
+        matches!(self, Self::Loss(_))
+    }
+
+    const fn text(self) -> &'a str {
+        match self {
+            Self::Change(text) | Self::Loss(text) => text,
+        }
     }
 }
 
@@ -113,6 +151,14 @@ struct Engine {
     bridge_ifindex: u32,
     /// MTU of pods in bytes.
     mtu: u32,
+    /// MTU of pods' default routes in bytes: smaller where the overlay carries what leaves the node.
+    route_mtu: u32,
+    /// Whether they were derived from uplinks.
+    mtu_is_derived: bool,
+    /// What is known of the cluster.
+    following: Following,
+    /// The nftables rules in force.
+    nft_rules: nft::Rules,
     pods: BTreeMap<AttachmentKey, PodRecord>,
     pools: Vec<Pool>,
     /// Failed ADDs that the database still holds, because it failed, too.
@@ -134,51 +180,74 @@ struct Engine {
     started: Instant,
 }
 
-/// Starts the engine: recovers the node's state, then serves commands on a thread of its own. Readers of the programs'
-/// logs go to `logs`, one with each load.
+/// What the engine starts with, besides the configuration.
+#[derive(Debug)]
+pub struct Start {
+    /// Level of the programs' logs.
+    pub ebpf_log: LogLevel,
+    /// Where readers of the programs' logs go, one with each load.
+    pub logs: UnboundedSender<Logs>,
+    /// Names the store; `None`: there is none.
+    pub store: Option<String>,
+    /// The store's first news.
+    pub first: Option<Update>,
+}
+
+/// Starts the engine: recovers the node's state, then serves commands on a thread of its own.
 ///
 /// # Errors
 ///
 /// The database cannot be used, or the node cannot be brought into its desired state.
-pub fn start(
-    config: Config,
-    ebpf_log: LogLevel,
-    logs: UnboundedSender<Logs>,
-) -> Result<(Handle, std::thread::JoinHandle<()>)> {
+pub fn start(config: Config, start: Start) -> Result<(Handle, std::thread::JoinHandle<()>)> {
     let (commands, inbox) = channel();
-    let mut engine = Engine::recover(config, ebpf_log, logs)?;
+    let mut engine = Engine::recover(config, start)?;
+    let netlink_port = engine.netlink.port()?;
     let thread = std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || engine.serve(&inbox))
         .context("start the engine's thread")?;
-    Ok((Handle { commands }, thread))
+    Ok((Handle { commands, netlink_port }, thread))
 }
 
 impl Engine {
     /// Opens everything and brings the node into its desired state: ordinary start and crash recovery alike.
-    fn recover(config: Config, ebpf_log: LogLevel, logs: UnboundedSender<Logs>) -> Result<Self> {
+    fn recover(mut config: Config, start: Start) -> Result<Self> {
         let database = Database::open(&config.state_dir)?;
+        let earlier = match last_known::load(&config.state_dir) {
+            Ok(earlier) => earlier,
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "the last known nodes are lost");
+                None
+            }
+        };
+        let following = Following::new(start.store, start.first, earlier);
+        config.pod_cidrs = own_pod_cidrs(&config, following.cluster.as_ref())?;
         let home = Netns::current()?;
         let netlink = Socket::open()?;
         let gateways: Vec<IpAddr> = config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect();
         let bridge_mac = names::mac_for(&gateways);
         let pools = config.pod_cidrs.iter().map(|cidr| Pool::new(*cidr)).collect();
+        let (mtu, route_mtu) = routing::pod_mtus(config.mtu, &[], None);
         let mut engine = Self {
             database,
             netlink,
             home,
             bridge_mac,
             bridge_ifindex: 0,
-            mtu: config.mtu.unwrap_or(1500),
+            mtu,
+            route_mtu,
+            mtu_is_derived: false,
+            following,
+            nft_rules: nft::Rules::default(),
             pods: BTreeMap::new(),
             pools,
             undeleted: Vec::new(),
             datapath: None,
             programs_wanted: config.datapath == DatapathMode::Ebpf,
-            logs,
+            logs: start.logs,
             nft_usable: true,
             datapath_failure: None,
-            ebpf_log,
+            ebpf_log: start.ebpf_log,
             reaper: reaper::Reaper::start()?,
             warnings: Vec::new(),
             repairs: 0,
@@ -186,15 +255,22 @@ impl Engine {
             config,
         };
         engine.prepare_node()?;
-        engine.load_datapath();
         engine.load_pods()?;
-        engine.reconcile("start")?;
+        // The programs' constants follow from the bridge and the cluster.
+        engine.ensure_bridge()?;
+        engine.derive_routing()?;
+        engine.adopt_mtus();
+        engine.load_datapath();
+        engine.reconcile(Why::Change("start"))?;
         engine.remember_gateways()?;
         info!(
             node = engine.config.node,
             bridge = engine.config.bridge,
             datapath = %engine.config.datapath,
+            mode = %engine.config.mode,
+            nodes = engine.following.cluster.as_ref().map_or(0, |cluster| cluster.nodes().len()),
             pods = engine.pods.len(),
+            milliseconds = engine.started.elapsed().as_millis(),
             "node is ready"
         );
         Ok(engine)
@@ -203,15 +279,23 @@ impl Engine {
     fn serve(&mut self, inbox: &Receiver<Command>) {
         let interval = Duration::from_secs(self.config.resync_seconds);
         let mut resync_at = Instant::now() + interval;
-        let mut reason = "resync".to_owned();
+        // What was lost; `None`: nothing is known to be.
+        let mut lost: Option<String> = None;
+        let mut moved: Option<String> = None;
         loop {
             // A node that is always busy is compared, too.
             if Instant::now() >= resync_at {
-                if let Err(error) = self.reconcile(&reason) {
+                let why = match (&lost, &moved) {
+                    // What moves loses routes, too; those are no repairs.
+                    (_, Some(what)) => Why::Change(what),
+                    (Some(what), None) => Why::Loss(what),
+                    (None, None) => Why::Loss("resync"),
+                };
+                if let Err(error) = self.reconcile(why) {
                     error!(error = format!("{error:#}"), "reconciliation");
                 }
                 self.drain_deletions();
-                "resync".clone_into(&mut reason);
+                (lost, moved) = (None, None);
                 resync_at = Instant::now() + interval;
             }
             match inbox.recv_timeout(resync_at.saturating_duration_since(Instant::now())) {
@@ -220,12 +304,12 @@ impl Engine {
                     break;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
-                Ok(Command::Lost(what)) => {
-                    let soon = Instant::now() + LOSS_DELAY;
-                    if soon < resync_at {
-                        resync_at = soon;
-                        reason = what;
-                    }
+                Ok(Command::News(news)) => {
+                    // The monitor gathered the news of a moment already; a way that moved cannot wait for more.
+                    let delay = if news.moved.is_some() { Duration::ZERO } else { LOSS_DELAY };
+                    resync_at = resync_at.min(Instant::now() + delay);
+                    lost = lost.or(news.lost);
+                    moved = moved.or(news.moved);
                 }
                 Ok(command) => self.execute(command),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -249,8 +333,10 @@ impl Engine {
                 self.drain_deletions();
                 answer(reply, Ok(()));
             }
+            Command::Nodes(reply) => answer(reply, Ok(self.list_nodes())),
+            Command::Cluster(update) => self.follow(update),
             Command::Stop(reply) => answer(reply, Ok(())),
-            Command::Lost(_) => {}
+            Command::News(_) => {}
         }
     }
 
@@ -295,6 +381,33 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns the node's pod CIDRs: the configuration's, or those that the store gives it.
+///
+/// # Errors
+///
+/// Neither knows any, or they contradict each other.
+fn own_pod_cidrs(config: &Config, cluster: Option<&Cluster>) -> Result<Vec<IpNetwork>> {
+    let stored = cluster.and_then(|cluster| cluster.node(&config.node)).map(|node| node.pod_cidrs.clone());
+    match (config.pod_cidrs.is_empty(), stored) {
+        (true, Some(stored)) if !stored.is_empty() => Ok(stored),
+        (true, _) => bail!(
+            "the store has no pod CIDRs for node {}, and the configuration has no pod-cidrs; add one of them",
+            config.node
+        ),
+        (false, Some(stored)) => {
+            let same = |a: &[IpNetwork], b: &[IpNetwork]| a.len() == b.len() && a.iter().all(|cidr| b.contains(cidr));
+            ensure!(
+                same(&stored, &config.pod_cidrs),
+                "pod-cidrs: the configuration gives {} {:?}, the store {stored:?}; make them equal, or leave pod-cidrs out",
+                config.node,
+                config.pod_cidrs
+            );
+            Ok(config.pod_cidrs.clone())
+        }
+        (false, None) => Ok(config.pod_cidrs.clone()),
     }
 }
 

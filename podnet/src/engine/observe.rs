@@ -4,7 +4,12 @@ use anyhow::{Context as _, Result};
 use tracing::warn;
 
 use super::Engine;
-use crate::{netlink::tc::Block, nft, plan::Actual};
+use crate::{
+    datapath::{device::attached_devices, loader::pin_dir},
+    netlink::tc::Block,
+    nft,
+    plan::{Actual, DeviceProgram},
+};
 
 impl Engine {
     /// Reads the node's state.
@@ -30,6 +35,10 @@ impl Engine {
             attached: self.netlink.attached_links()?.into_iter().collect(),
             from_pod: self.netlink.filter_program(Block::FromPod).context("read the programs of pods")?,
             to_pod: self.netlink.filter_program(Block::ToPod).context("read the programs of pods")?,
+            devices: attached_devices(&pin_dir(&self.config.bpffs))?
+                .into_iter()
+                .map(|(ifindex, hook, program)| DeviceProgram { ifindex, hook, program })
+                .collect(),
             endpoints,
             sources,
             nft: self.is_nft_installed(),
@@ -40,7 +49,7 @@ impl Engine {
     /// is repaired in everything else.
     fn is_nft_installed(&self) -> bool {
         !self.nft_usable
-            || nft::is_installed().unwrap_or_else(|error| {
+            || nft::is_installed(&self.nft_rules()).unwrap_or_else(|error| {
                 warn!(error = format!("{error:#}"), "podnet's nftables table cannot be checked");
                 true
             })

@@ -26,6 +26,8 @@ pub(super) struct PodSide<'a> {
     pub(super) mac: Mac,
     /// MTU in bytes.
     pub(super) mtu: u32,
+    /// MTU in bytes of the way out of the node.
+    pub(super) route_mtu: u32,
     /// Addresses with the pod CIDR's prefix length.
     pub(super) addresses: &'a [IpNetwork],
     /// Gateway of each address.
@@ -50,8 +52,30 @@ impl PodSide<'_> {
             for (address, gateway) in self.addresses.iter().zip(self.gateways) {
                 requests.push(address::add(ifindex, *address, PrefixRoute::Omit));
                 requests.push(neighbor::add(ifindex, *gateway, self.gateway_mac));
-                requests.push(route::add(Route { destination: host_prefix(*gateway), gateway: None, ifindex }));
-                requests.push(route::add(default_route(*gateway, ifindex)));
+                requests.push(route::add(Route::new(host_prefix(*gateway), None, ifindex)));
+                requests.extend(self.routes(*address, *gateway, ifindex).map(route::add));
+            }
+            Socket::open()?.batch(requests)?;
+            Ok(())
+        })
+    }
+
+    /// Returns the routes by a gateway. Where the way out of the node carries less than the interface, the node's own pods
+    /// keep the interface's MTU.
+    fn routes(&self, address: IpNetwork, gateway: IpAddr, ifindex: u32) -> impl Iterator<Item = Route> {
+        let smaller = (self.route_mtu < self.mtu).then_some(self.route_mtu);
+        let own = IpNetwork::new(address.network(), address.prefix()).ok().filter(|_| smaller.is_some());
+        let default = Route { mtu: smaller, ..default_route(gateway, ifindex) };
+        std::iter::once(default).chain(own.map(|own| Route::new(own, Some(gateway), ifindex)))
+    }
+
+    /// Changes the MTUs of a pod that is up.
+    pub(super) fn change_mtus(&self, netns: &Netns, home: &Netns) -> Result<()> {
+        netns.visit(home, || {
+            let ifindex = link::ifindex(self.ifname)?;
+            let mut requests = vec![link::set_mtu(ifindex, self.mtu)];
+            for (address, gateway) in self.addresses.iter().zip(self.gateways) {
+                requests.extend(self.routes(*address, *gateway, ifindex).map(route::add));
             }
             Socket::open()?.batch(requests)?;
             Ok(())
@@ -94,8 +118,10 @@ impl PodSide<'_> {
             }
             let routes = netlink.routes(link.ifindex)?;
             for gateway in self.gateways {
+                let wanted = default_route(*gateway, link.ifindex);
                 ensure!(
-                    routes.contains(&default_route(*gateway, link.ifindex)),
+                    // Its MTU may be another one by now, and follows.
+                    routes.iter().any(|route| Route { mtu: None, ..*route } == wanted),
                     "the pod lacks its default route via {gateway} dev {}",
                     self.ifname
                 );
@@ -117,7 +143,7 @@ fn default_route(gateway: IpAddr, ifindex: u32) -> Route {
     };
     // `From` makes a prefix of one address; the default route is the prefix of all.
     let destination = IpNetwork::new(destination.ip(), 0).unwrap_or(destination);
-    Route { destination, gateway: Some(gateway), ifindex }
+    Route::new(destination, Some(gateway), ifindex)
 }
 
 #[cfg(test)]

@@ -1,15 +1,19 @@
 //! The eBPF programs: load, attach to the shared blocks, replace, detach.
 
-use std::os::fd::AsRawFd as _;
+use std::{
+    collections::{BTreeSet, HashSet},
+    os::fd::AsRawFd as _,
+};
 
 use anyhow::Result;
 use podnet_common::{program_name, settings::Settings};
 use tracing::{error, info};
 
-use super::{Engine, attachment::internal};
+use super::{Engine, Why, attachment::internal};
 use crate::{
     api::{ApiError, DatapathMode, DatapathRequest, ErrorKind},
     datapath::{
+        device::{DeviceHook, attached_devices, detach_device},
         loader::{Datapath, ensure_bpffs, pin_dir},
         logs::LogLevel,
     },
@@ -17,7 +21,7 @@ use crate::{
         Request,
         tc::{self, Block},
     },
-    plan::Programs,
+    plan::{DeviceProgram, Programs},
 };
 
 /// How long packets that passed the hook before it had a program may still be under way inside the kernel. The
@@ -48,7 +52,7 @@ impl Engine {
 
     fn load(&self) -> Result<Datapath> {
         ensure_bpffs(&self.config.bpffs)?;
-        let mut datapath = Datapath::load(&pin_dir(&self.config.bpffs), Settings::DEFAULT, self.ebpf_log)?;
+        let mut datapath = Datapath::load(&pin_dir(&self.config.bpffs), self.wanted_settings(), self.ebpf_log)?;
         if let Some(logs) = datapath.take_logs()
             && self.logs.send(logs).is_err()
         {
@@ -75,29 +79,110 @@ impl Engine {
             .transpose()
     }
 
-    /// Puts the programs into their blocks, replacing others atomically. Where there were none, flows have gone the
-    /// kernel's way unseen: then every endpoint counts as touched by the kernel, so that each flow is looked at once
-    /// before it is redirected.
+    /// Returns the constants of the programs.
+    fn wanted_settings(&self) -> Settings {
+        let shape = &self.following.shape;
+        Settings {
+            node_mask_v4: shape.mask_v4(),
+            node_mask_v6: shape.mask_v6(),
+            nodes_lpm: u32::from(shape.others),
+            bridge_ifindex: self.bridge_ifindex,
+            vni: self.config.overlay.vni,
+            ..Settings::DEFAULT
+        }
+    }
+
+    /// Loads the programs anew if their constants are not right any more.
+    pub(super) fn refresh_constants(&mut self) -> Result<()> {
+        let wanted = self.wanted_settings();
+        if self.datapath.as_ref().is_none_or(|datapath| datapath.settings() == wanted) {
+            return Ok(());
+        }
+        info!(?wanted, "the programs' constants change");
+        // New programs look for nodes under keys of the new shape.
+        self.put_nodes()?;
+        self.datapath = Some(self.load()?);
+        if self.programs_wanted { self.replace_programs() } else { Ok(()) }
+    }
+
+    /// Returns what should be attached to uplinks and overlay device; `None` before anything is known of the cluster.
+    pub(super) fn wanted_devices(&self) -> Result<Option<BTreeSet<DeviceProgram>>> {
+        let Some(datapath) = self.datapath.as_ref().filter(|_| self.programs_wanted) else {
+            return Ok(Some(BTreeSet::new()));
+        };
+        if !self.following.is_known() {
+            return Ok(None);
+        }
+        let mut wanted = BTreeSet::new();
+        for (ifindex, hook, _) in self.device_hooks() {
+            wanted.insert(DeviceProgram { ifindex, hook, program: datapath.program_id(hook.program())? });
+        }
+        Ok(Some(wanted))
+    }
+
+    /// Lists the hooks of uplinks and overlay device: index, hook, name of the interface.
+    fn device_hooks(&self) -> Vec<(u32, DeviceHook, String)> {
+        let mut hooks = Vec::new();
+        for (ifindex, name) in self.following.uplinks(&self.config.uplinks) {
+            hooks.push((ifindex, DeviceHook::FromUplink, name.clone()));
+            hooks.push((ifindex, DeviceHook::ToUplink, name));
+        }
+        if let Some(ifindex) = self.following.overlay() {
+            hooks.push((ifindex, DeviceHook::FromOverlay, self.config.overlay.device.clone()));
+            hooks.push((ifindex, DeviceHook::ToOverlay, self.config.overlay.device.clone()));
+        }
+        hooks
+    }
+
+    /// Puts the programs into their blocks and onto their devices, replacing others atomically. Where there were none,
+    /// flows have gone the kernel's way unseen: then every endpoint counts as touched by the kernel, so that each flow is
+    /// looked at once before it is redirected.
+    ///
+    /// Those that see what is sent come before those that see what the kernel delivers: a packet that passed the former
+    /// unseen would look translated to the latter.
     pub(super) fn replace_programs(&mut self) -> Result<()> {
-        let gap = self.netlink.filter_program(Block::FromPod)?.is_none()
-            || self.netlink.filter_program(Block::ToPod)?.is_none();
+        let hooks = if self.following.is_known() { self.device_hooks() } else { Vec::new() };
+        let attached: HashSet<_> = attached_devices(&pin_dir(&self.config.bpffs))?
+            .into_iter()
+            .map(|(ifindex, hook, _)| (ifindex, hook))
+            .collect();
+        let has_pods = !self.pods.is_empty();
+        let gap = has_pods
+            && (self.netlink.filter_program(Block::FromPod)?.is_none()
+                || self.netlink.filter_program(Block::ToPod)?.is_none()
+                || hooks.iter().any(|(ifindex, hook, _)| !attached.contains(&(*ifindex, *hook))));
         let Some(datapath) = &mut self.datapath else { return Ok(()) };
         if gap {
             datapath.maps_mut().set_kernel_touched_all()?;
         }
-        let from_pod = datapath.from_pod_fd()?.as_raw_fd();
-        let to_pod = datapath.to_pod_fd()?.as_raw_fd();
-        self.netlink.request(tc::replace_filter(Block::FromPod, program_name::FROM_POD, from_pod))?;
+        let how = self.config.uplink_attach;
+        let (from_pod, to_pod) = (datapath.from_pod_fd()?.as_raw_fd(), datapath.to_pod_fd()?.as_raw_fd());
+        // Without pods the blocks do not exist.
+        if has_pods {
+            self.netlink.request(tc::replace_filter(Block::FromPod, program_name::FROM_POD, from_pod))?;
+        }
+        for (ifindex, hook, name) in hooks.iter().filter(|(_, hook, _)| hook.is_ingress()) {
+            datapath.attach_device(name, *ifindex, *hook, how)?;
+        }
         if gap {
             std::thread::sleep(SETTLE);
         }
-        self.netlink.request(tc::replace_filter(Block::ToPod, program_name::TO_POD, to_pod))?;
-        info!(gap, "programs attached");
+        if has_pods {
+            self.netlink.request(tc::replace_filter(Block::ToPod, program_name::TO_POD, to_pod))?;
+        }
+        for (ifindex, hook, name) in hooks.iter().filter(|(_, hook, _)| !hook.is_ingress()) {
+            datapath.attach_device(name, *ifindex, *hook, how)?;
+        }
+        info!(gap, devices = hooks.len(), "programs attached");
         Ok(())
     }
 
-    /// Takes the programs out of their blocks: the kernel path takes over.
+    /// Takes the programs out of their blocks and off their devices: the kernel path takes over.
     pub(super) fn remove_programs(&mut self) -> Result<()> {
+        let pins = pin_dir(&self.config.bpffs);
+        for (ifindex, hook, _) in attached_devices(&pins)? {
+            detach_device(&pins, ifindex, hook)?;
+        }
         self.netlink.batch(vec![tc::delete_filter(Block::FromPod), tc::delete_filter(Block::ToPod)])?;
         info!("programs detached");
         Ok(())
@@ -121,7 +206,7 @@ impl Engine {
                 if self.datapath.is_none() {
                     self.datapath = Some(self.load().map_err(internal)?);
                 }
-                self.reconcile("attach").map_err(internal)
+                self.reconcile(Why::Change("attach")).map_err(internal)
             }
             DatapathRequest::Reload => self.reload().map_err(internal),
         }
@@ -143,6 +228,6 @@ impl Engine {
     fn reload(&mut self) -> Result<()> {
         self.datapath = Some(self.load()?);
         self.datapath_failure = None;
-        self.reconcile("reload")
+        self.reconcile(Why::Change("reload"))
     }
 }

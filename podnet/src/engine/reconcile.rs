@@ -7,13 +7,14 @@ use ipnetwork::IpNetwork;
 use podnet_common::endpoint::{Endpoint, EndpointSource};
 use tracing::{info, warn};
 
-use super::{Engine, sysctl};
+use super::{Engine, Why, sysctl};
 use crate::{
     api::AttachmentKey,
     config::Config,
+    datapath::{device::detach_device, loader::pin_dir},
     netlink::{
         address::{self, PrefixRoute},
-        link::{self, PortSettings},
+        link::{self, Link, PortSettings},
         neighbor, tc,
     },
     netns::Netns,
@@ -36,6 +37,7 @@ impl Engine {
     /// Sets what the node's kernel must do for the kernel path: forward, and send no redirects, since every packet
     /// between two pods enters and leaves by the bridge.
     pub(super) fn prepare_node(&mut self) -> Result<()> {
+        keep_router_advertisements()?;
         let has = |v6: bool| self.config.pod_cidrs.iter().any(|cidr| cidr.is_ipv6() == v6);
         if has(false) {
             sysctl::set("ipv4/ip_forward", "1")?;
@@ -45,14 +47,40 @@ impl Engine {
             bail!("the kernel has no IPv6, but pod-cidrs has an IPv6 CIDR; remove it or boot with IPv6");
         }
         self.warnings.retain(|warning| !warning.starts_with("nftables"));
-        if let Err(error) = nft::install(&self.config.bridge) {
+        if let Err(error) = self.install_nft() {
             self.nft_usable = false;
             let warning = format!(
-                "nftables: {error:#}; a pod cannot reach itself through a service address until the package nftables is installed and the daemon restarted"
+                "nftables: {error:#}; pods cannot reach addresses outside of the cluster, nor themselves through a service address, until the package nftables is installed and the daemon restarted"
             );
             warn!("{warning}");
             self.warnings.push(warning);
         }
+        Ok(())
+    }
+
+    fn install_nft(&mut self) -> Result<()> {
+        let rules = self.nft_rules();
+        nft::install(&rules)?;
+        self.nft_rules = rules;
+        Ok(())
+    }
+
+    /// Finds the bridge, or makes it.
+    pub(super) fn ensure_bridge(&mut self) -> Result<()> {
+        match self.netlink.link_by_name(&self.config.bridge)? {
+            Some(link) => self.accept_bridge(&link),
+            None => self.create_bridge(),
+        }
+    }
+
+    fn accept_bridge(&mut self, link: &Link) -> Result<()> {
+        if link.kind != "bridge" {
+            bail!(
+                "interface {} exists and is no bridge; remove it, or name another bridge in the configuration",
+                self.config.bridge
+            );
+        }
+        self.bridge_ifindex = link.ifindex;
         Ok(())
     }
 
@@ -61,25 +89,22 @@ impl Engine {
     /// # Errors
     ///
     /// The node cannot be read, or the first change that failed.
-    pub(super) fn reconcile(&mut self, reason: &str) -> Result<()> {
+    pub(super) fn reconcile(&mut self, why: Why<'_>) -> Result<()> {
+        self.derive_routing()?;
+        self.adopt_mtus();
+        self.refresh_constants()?;
         let desired = self.desired()?;
         let actual = self.observe()?;
         if let Some(bridge) = actual.links.iter().find(|link| link.name == self.config.bridge) {
-            if bridge.kind != "bridge" {
-                bail!(
-                    "interface {} exists and is no bridge; remove it, or name another bridge in the configuration",
-                    self.config.bridge
-                );
-            }
-            self.bridge_ifindex = bridge.ifindex;
+            self.accept_bridge(bridge)?;
         }
         let changes = plan::plan(&desired, &actual);
         let mut failure = None;
         for change in changes {
             let what = format!("{change:?}");
             match self.apply(change) {
-                Ok(Applied::Done) if reason != "start" => {
-                    info!(change = what, reason, "repaired");
+                Ok(Applied::Done) if why.is_repair() => {
+                    info!(change = what, reason = why.text(), "repaired");
                     self.repairs += 1;
                 }
                 Ok(_) => {}
@@ -89,8 +114,15 @@ impl Engine {
                 }
             }
         }
+        // A bridge that was made anew has another index.
+        self.refresh_constants()?;
         if self.reaper.waiting() == 0 && actual.links.iter().any(|link| link.group == REAP_GROUP) {
             self.reaper.sweep();
+        }
+        // Another node that cannot be reached is no reason to serve this one less.
+        let reached = self.bring_overlay_up().and_then(|()| self.reconcile_routing(why));
+        if let Err(error) = reached {
+            warn!(error = format!("{error:#}"), "routes to other nodes");
         }
         failure.map_or(Ok(()), Err)
     }
@@ -113,6 +145,7 @@ impl Engine {
             },
             pods: self.pods.values().map(Into::into).collect(),
             programs: self.wanted_programs()?,
+            devices: self.wanted_devices()?,
         })
     }
 
@@ -147,6 +180,8 @@ impl Engine {
             Change::Attach(ifindex) => self.attach(ifindex)?,
             Change::ReplacePrograms => self.replace_programs()?,
             Change::RemovePrograms => self.remove_programs()?,
+            Change::DetachDevice(ifindex, hook) => detach_device(&pin_dir(&self.config.bpffs), ifindex, hook)?,
+            Change::SetMtu(ifindex, mtu) => self.netlink.request(link::set_mtu(ifindex, mtu))?,
             Change::DeleteEndpoint(_) | Change::DeleteSource(_) | Change::PutSource(..) | Change::PutEndpoint(..) => {
                 self.apply_to_maps(&change)?;
             }
@@ -155,7 +190,7 @@ impl Engine {
                 self.reaper.doom();
             }
             Change::PodLost(key) => return self.handle_lost_pod(&key),
-            Change::InstallNft => nft::install(&self.config.bridge)?,
+            Change::InstallNft => self.install_nft()?,
         }
         Ok(Applied::Done)
     }
@@ -215,4 +250,21 @@ impl Engine {
         self.delete(key)?;
         Ok(Applied::Done)
     }
+}
+
+/// Lets interfaces that get routes by router advertisements go on to do so: a node that forwards IPv6 takes none unless
+/// `accept_ra` is 2 (Documentation/networking/ip-sysctl.rst).
+fn keep_router_advertisements() -> Result<()> {
+    if sysctl::get("ipv6/conf/all/forwarding").as_deref() != Some("0") {
+        return Ok(());
+    }
+    let folder = std::path::Path::new("/proc/sys/net/ipv6/conf");
+    for entry in std::fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let setting = format!("ipv6/conf/{name}/accept_ra");
+        if name != "all" && name != "default" && sysctl::get(&setting).as_deref() == Some("1") {
+            sysctl::set(&setting, "2")?;
+        }
+    }
+    Ok(())
 }

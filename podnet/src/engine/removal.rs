@@ -7,10 +7,14 @@ use podnet_common::map_name;
 use tracing::info;
 
 use crate::{
+    cluster::last_known,
     config::Config,
     database::Database,
-    datapath::loader::{is_bpffs, unmount_bpffs},
-    netlink::{Socket, link},
+    datapath::{
+        device::detach_all_devices,
+        loader::{is_bpffs, pin_dir, unmount_bpffs},
+    },
+    netlink::{Socket, link, route},
     nft,
     plan::{REAP_GROUP, is_veth_name},
 };
@@ -23,11 +27,13 @@ use crate::{
 /// What could not be removed.
 pub fn remove_everything(config: &Config) -> Result<()> {
     type Step = (&'static str, fn(&Config) -> Result<()>);
-    let steps: [Step; 5] = [
-        ("veths and bridge", remove_links),
+    let steps: [Step; 7] = [
+        ("programs of uplinks", |config| detach_all_devices(&pin_dir(&config.bpffs))),
+        ("routes to other nodes", |_| remove_routes()),
+        ("veths, bridge and overlay device", remove_links),
         ("nftables table", |_| nft::remove()),
         ("pinned maps", remove_pins),
-        ("database", |config| Database::remove(&config.state_dir)),
+        ("database", |config| last_known::remove(&config.state_dir).and(Database::remove(&config.state_dir))),
         ("socket and queued deletions", remove_runtime_files),
     ];
     let mut errors = Vec::new();
@@ -39,6 +45,14 @@ pub fn remove_everything(config: &Config) -> Result<()> {
     }
     anyhow::ensure!(errors.is_empty(), "cleanup: {}", errors.join("; "));
     Ok(())
+}
+
+fn remove_routes() -> Result<()> {
+    let mut netlink = Socket::open()?;
+    let routes = netlink.own_routes()?;
+    let refusals =
+        netlink.batch_each(routes.iter().map(|route| route::delete_from_node(route.destination)).collect())?;
+    refusals.into_iter().next().map_or(Ok(()), |(_, refusal)| Err(refusal.into()))
 }
 
 fn remove_links(config: &Config) -> Result<()> {
@@ -53,7 +67,10 @@ fn remove_links(config: &Config) -> Result<()> {
     requests.extend(
         links
             .iter()
-            .filter(|link| link.name == config.bridge && link.kind == "bridge")
+            .filter(|link| {
+                link.name == config.bridge && link.kind == "bridge"
+                    || link.name == config.overlay.device && link.vxlan_port == Some(config.overlay.port)
+            })
             .map(|link| link::delete(link.ifindex)),
     );
     Ok(netlink.batch(requests)?)

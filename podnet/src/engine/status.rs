@@ -24,8 +24,9 @@ impl Engine {
             pools: self.pools.iter().map(pool_status).collect(),
             pods: self.pods.len(),
             reaping: self.reaper.waiting(),
+            cluster: self.cluster_status(),
             datapath: self.datapath_status(),
-            warnings: self.warnings.clone(),
+            warnings: self.warnings.iter().cloned().chain(self.cluster_warnings()).collect(),
             repairs: self.repairs,
         }
     }

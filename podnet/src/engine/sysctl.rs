@@ -28,3 +28,9 @@ pub fn set(name: &str, value: &str) -> Result<bool> {
         }
     }
 }
+
+/// Returns the value of `net/<name>`; `None` if the kernel has no such setting, or it cannot be read.
+#[must_use]
+pub fn get(name: &str) -> Option<String> {
+    fs::read_to_string(Path::new("/proc/sys/net").join(name)).ok().map(|value| value.trim_end().to_owned())
+}

@@ -3,12 +3,12 @@
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rtnetlink::{
-    LinkBridge, LinkBridgePort, LinkUnspec,
+    LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVxlan,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
         link::{
-            InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+            InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
         },
     },
 };
@@ -40,6 +40,8 @@ pub struct Link {
     pub kind: String,
     /// Bridge port settings as podnet makes them; `None` unless a bridge port.
     pub port: Option<PortSettings>,
+    /// UDP port of a VXLAN device in collect-metadata mode; `None` unless it is one.
+    pub vxlan_port: Option<u16>,
 }
 
 /// The settings of a bridge port that podnet cares about.
@@ -126,6 +128,32 @@ pub fn create_bridge(name: &str, mac: Mac, mtu: u32) -> Request {
         RouteNetlinkMessage::NewLink(message.build()),
         NLM_F_CREATE | NLM_F_EXCL,
     )
+}
+
+/// Returns the request that creates a VXLAN device, still down, that takes network identifier and destination from each
+/// packet's metadata (collect-metadata mode). It learns nothing, and has no IPv6 link-local address. Whether an IPv6 sender
+/// gave its UDP packets a checksum is the sender's business (RFC 6935).
+#[must_use]
+pub fn create_vxlan(name: &str, mac: Mac, mtu: u32, udp_port: u16) -> Request {
+    let message = LinkMessageBuilder::<LinkVxlan>::new(name)
+        .collect_metadata(true)
+        .learning(false)
+        .port(udp_port)
+        .udp_zero_csum6_rx(true)
+        .address(mac.0.to_vec())
+        .mtu(mtu);
+    Request::new(
+        format!("create VXLAN device {name}"),
+        RouteNetlinkMessage::NewLink(message.build()),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
+}
+
+/// Returns the request that gives a link its MTU.
+#[must_use]
+pub fn set_mtu(ifindex: u32, mtu: u32) -> Request {
+    let message = LinkUnspec::new_with_index(ifindex).mtu(mtu).build();
+    Request::new(format!("set the MTU of link {ifindex} to {mtu}"), RouteNetlinkMessage::SetLink(message), 0)
 }
 
 /// Returns the request that gives a link its MAC, MTU and state "up".
@@ -265,6 +293,7 @@ impl Link {
                             LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                                 link.port = Some(PortSettings::from_attributes(&port));
                             }
+                            LinkInfo::Data(InfoData::Vxlan(vxlan)) => link.vxlan_port = vxlan_port(&vxlan),
                             _ => {}
                         }
                     }
@@ -274,6 +303,16 @@ impl Link {
         }
         link
     }
+}
+
+fn vxlan_port(attributes: &[InfoVxlan]) -> Option<u16> {
+    if !attributes.contains(&InfoVxlan::CollectMetadata(true)) {
+        return None;
+    }
+    attributes.iter().find_map(|attribute| match attribute {
+        InfoVxlan::Port(port) => Some(*port),
+        _ => None,
+    })
 }
 
 impl PortSettings {

@@ -99,6 +99,9 @@ pub struct Socket {
 /// Largest datagram that the kernel sends: a part of a dump (`NLMSG_GOODSIZE` is far below; netlink(7) advises 32 KiB).
 const DATAGRAM_LEN: usize = 64 << 10;
 
+/// Most requests in one system call: their answers must fit into the receive buffer.
+const BATCH_LEN: usize = 256;
+
 /// How often a list is asked for that changes meanwhile.
 const DUMP_ATTEMPTS: usize = 32;
 
@@ -120,6 +123,13 @@ impl Socket {
             .map_err(|source| Error::new("open a routing netlink socket", source))
     }
 
+    /// Returns the socket's number, which notifications of what it changed carry (`nlmsg_pid` of netlink(7)).
+    pub fn port(&self) -> Result<u32, Error> {
+        let mut address = SocketAddr::new(0, 0);
+        self.raw.get_address(&mut address).map_err(|source| Error::new("ask for a netlink socket's number", source))?;
+        Ok(address.port_number())
+    }
+
     /// Sends one request and waits for its answer.
     pub fn request(&mut self, request: Request) -> Result<(), Error> {
         self.batch(vec![request])
@@ -131,8 +141,13 @@ impl Socket {
     ///
     /// The first refusal that its request does not tolerate.
     pub fn batch(&mut self, requests: Vec<Request>) -> Result<(), Error> {
+        self.send_batch(requests)?.into_iter().next().map_or(Ok(()), |(_, refusal)| Err(refusal))
+    }
+
+    /// Sends requests in one system call; returns the refusals that their requests do not tolerate, in order.
+    fn send_batch(&mut self, requests: Vec<Request>) -> Result<Vec<(usize, Error)>, Error> {
         let Some(first_operation) = requests.first().map(|request| request.operation.clone()) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let first_sequence = self.sequence.wrapping_add(1);
         let mut buffer = Vec::with_capacity(requests.len() * 256);
@@ -144,7 +159,7 @@ impl Socket {
         self.raw.send(&buffer, 0).map_err(|source| Error::new(&first_operation, source))?;
 
         let mut answered = 0;
-        let mut failure = None;
+        let mut refusals = Vec::new();
         while answered < expected.len() {
             let answers = self.receive().map_err(|source| Error::new(&expected[answered].0, source))?;
             for answer in answers {
@@ -164,12 +179,12 @@ impl Socket {
                     Tolerate::Exists => refusal.is_exists(),
                     Tolerate::NotFound => refusal.is_not_found(),
                 };
-                if !tolerated && failure.is_none() {
-                    failure = Some(refusal);
+                if !tolerated {
+                    refusals.push((position, refusal));
                 }
             }
         }
-        failure.map_or(Ok(()), Err)
+        Ok(refusals)
     }
 
     /// Asks for one object; `None` if it does not exist.
@@ -192,6 +207,66 @@ impl Socket {
                 }
             }
         }
+    }
+
+    /// Asks for one object by each message, many in one system call; `None` for one that the kernel refuses to show.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be asked.
+    pub fn get_each(
+        &mut self,
+        operation: &str,
+        messages: impl IntoIterator<Item = RouteNetlinkMessage>,
+    ) -> Result<Vec<Option<RouteNetlinkMessage>>, Error> {
+        let mut found = Vec::new();
+        let mut messages = messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            let first_sequence = self.sequence.wrapping_add(1);
+            let mut buffer = Vec::new();
+            let mut asked = 0;
+            for message in messages.by_ref().take(BATCH_LEN) {
+                self.append(&mut buffer, message, NLM_F_REQUEST);
+                asked += 1;
+            }
+            self.raw.send(&buffer, 0).map_err(|source| Error::new(operation, source))?;
+            let start = found.len();
+            found.resize_with(start + asked, || None);
+            let mut answered = 0;
+            while answered < asked {
+                for answer in self.receive().map_err(|source| Error::new(operation, source))? {
+                    let position = answer.header.sequence_number.wrapping_sub(first_sequence) as usize;
+                    if position >= asked {
+                        continue;
+                    }
+                    match answer.payload {
+                        NetlinkPayload::InnerMessage(message) => found[start + position] = Some(message),
+                        NetlinkPayload::Error(_) => {}
+                        _ => continue,
+                    }
+                    answered += 1;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Sends any number of requests, [`BATCH_LEN`] at a time; see [`Socket::batch`]. Goes on after refusals.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be asked. Refusals are returned, each with the position of its request.
+    pub fn batch_each(&mut self, requests: Vec<Request>) -> Result<Vec<(usize, Error)>, Error> {
+        let mut refusals = Vec::new();
+        let mut position = 0;
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            let chunk: Vec<Request> = requests.by_ref().take(BATCH_LEN).collect();
+            let count = chunk.len();
+            refusals.extend(self.send_batch(chunk)?.into_iter().map(|(offset, error)| (position + offset, error)));
+            position += count;
+        }
+        Ok(refusals)
     }
 
     /// Asks for every object of a kind. A list that changed while the kernel put it together may lack objects that were

@@ -1,7 +1,8 @@
-//! The kernel's own news: tells when something that podnet made was taken away by someone else.
+//! The kernel's own news: tells when something that podnet made was taken away by someone else, and when the ways to other
+//! nodes may have changed.
 //!
 //! Each ADD of a pod makes some thirty notifications, of which none matters here; so the monitor gathers them for a
-//! moment, and takes apart only those of losses.
+//! moment, and takes apart only those that may.
 
 use std::{io, thread, time::Duration};
 
@@ -9,16 +10,22 @@ use anyhow::{Context as _, Result};
 use bytes::BytesMut;
 use rtnetlink::{
     MulticastGroup,
-    packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload},
+    packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload, NlasIterator},
     packet_route::{RouteNetlinkMessage, address::AddressScope, link::LinkAttribute},
     sys::{Socket, protocols::NETLINK_ROUTE},
 };
 
-use super::link::Link;
+use super::{link::Link, route::PODNET_PROTOCOL};
 
 /// What is watched.
-const GROUPS: [MulticastGroup; 4] =
-    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Tc];
+const GROUPS: [MulticastGroup; 6] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Tc,
+];
 
 /// How long notifications gather behind the first.
 const GATHER: Duration = Duration::from_millis(20);
@@ -29,21 +36,65 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 /// Room for one notification.
 const DATAGRAM_LEN: usize = 64 << 10;
 
-// Message types from <linux/rtnetlink.h>.
+// Message types and header fields from <linux/rtnetlink.h> and <linux/if_link.h>.
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
+const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_DELQDISC: u16 = 37;
 const RTM_DELTFILTER: u16 = 45;
+const RTPROT_KERNEL: u8 = 2;
+const RT_TABLE_LOCAL: u8 = 255;
+const RTM_F_CLONED: u32 = 0x200;
+const IFLA_IFNAME: u16 = 3;
 
-/// Watches the calling thread's network namespace, on a thread of its own, and calls `on_loss` whenever a link, a global
-/// address or a traffic control object has been removed or a link been set down, except links of `ignored_group`
-/// (podnet's own deletions). Ends when `on_loss` returns false.
+/// What happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// The first thing that was taken away.
+    pub lost: Option<String>,
+    /// The first thing by which the ways to other nodes may have changed.
+    pub moved: Option<String>,
+}
+
+impl News {
+    fn or(self, other: Self) -> Self {
+        Self { lost: self.lost.or(other.lost), moved: self.moved.or(other.moved) }
+    }
+
+    fn lost(what: impl Into<String>) -> Self {
+        Self { lost: Some(what.into()), moved: None }
+    }
+
+    fn moved(what: impl Into<String>) -> Self {
+        Self { lost: None, moved: Some(what.into()) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lost.is_none() && self.moved.is_none()
+    }
+}
+
+/// What podnet does itself, which is no news.
+pub struct Own {
+    /// Group of links that podnet deletes.
+    pub group: u32,
+    /// Number of the socket by which podnet changes routes.
+    pub port: u32,
+    /// Recognises the names of links that lead to no other node: veths of pods, the bridge.
+    pub is_local_link: Box<dyn Fn(&str) -> bool + Send>,
+}
+
+/// Watches the calling thread's network namespace, on a thread of its own, and calls `on_news`: a link, a global address,
+/// a route of podnet's or a traffic control object has been removed, or a link been set down; a link, an address or
+/// somebody else's route has changed. Ends when `on_news` returns false.
 ///
 /// # Errors
 ///
 /// The netlink socket or the thread cannot be made.
-pub fn watch(ignored_group: u32, mut on_loss: impl FnMut(String) -> bool + Send + 'static) -> Result<()> {
+pub fn watch(own: Own, mut on_news: impl FnMut(News) -> bool + Send + 'static) -> Result<()> {
     let open = || -> io::Result<Socket> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
@@ -59,9 +110,8 @@ pub fn watch(ignored_group: u32, mut on_loss: impl FnMut(String) -> bool + Send 
         .name("monitor".into())
         .spawn(move || {
             loop {
-                if let Some(loss) = next_loss(&socket, &mut datagram, ignored_group)
-                    && !on_loss(loss)
-                {
+                let news = next_news(&socket, &mut datagram, &own);
+                if !news.is_empty() && !on_news(news) {
                     return;
                 }
             }
@@ -70,45 +120,50 @@ pub fn watch(ignored_group: u32, mut on_loss: impl FnMut(String) -> bool + Send 
     Ok(())
 }
 
-/// Waits for notifications, and returns the first removal among those of a moment; others of that moment are dropped,
-/// since one is reason enough to compare everything.
-fn next_loss(socket: &Socket, datagram: &mut BytesMut, ignored_group: u32) -> Option<String> {
-    let mut loss = receive(socket, datagram, 0, ignored_group).unwrap_or_else(|error| Some(lost_notifications(&error)));
+/// Waits for notifications, and returns the first news of each kind among those of a moment; others of that moment are
+/// dropped, since one is reason enough to compare everything.
+fn next_news(socket: &Socket, datagram: &mut BytesMut, own: &Own) -> News {
+    let mut news = receive(socket, datagram, 0, own).unwrap_or_else(|error| overrun(&error));
     thread::sleep(GATHER);
     loop {
-        match receive(socket, datagram, libc::MSG_DONTWAIT, ignored_group) {
-            Ok(found) => loss = loss.or(found),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return loss,
-            Err(error) => return Some(lost_notifications(&error)),
+        match receive(socket, datagram, libc::MSG_DONTWAIT, own) {
+            Ok(found) => news = news.or(found),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return news,
+            Err(error) => return news.or(overrun(&error)),
         }
     }
 }
 
-fn lost_notifications(error: &io::Error) -> String {
-    format!("notifications of the kernel were lost ({error})")
+fn overrun(error: &io::Error) -> News {
+    let what = format!("notifications of the kernel were lost ({error})");
+    News { lost: Some(what.clone()), moved: Some(what) }
 }
 
-/// Receives one datagram and returns the first removal in it.
-fn receive(socket: &Socket, datagram: &mut BytesMut, flags: i32, ignored_group: u32) -> io::Result<Option<String>> {
+/// Receives one datagram and returns the first news in it.
+fn receive(socket: &Socket, datagram: &mut BytesMut, flags: i32, own: &Own) -> io::Result<News> {
     datagram.clear();
     datagram.reserve(DATAGRAM_LEN);
     socket.recv(datagram, flags)?;
+    let mut news = News::default();
     let mut rest: &[u8] = datagram;
     while let Ok(message) = NetlinkBuffer::new_checked(rest) {
-        if let Some(loss) = loss(rest, message.message_type(), ignored_group) {
-            return Ok(Some(loss));
+        let length = message.length() as usize;
+        let whole = rest.get(..length).unwrap_or(rest);
+        if let Some(found) = examine(whole, message.message_type(), message.port_number(), own) {
+            news = news.or(found);
         }
-        let length = (message.length() as usize).next_multiple_of(4);
-        rest = rest.get(length..).unwrap_or_default();
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Ok(None)
+    Ok(news)
 }
 
-fn loss(message: &[u8], message_type: u16, ignored_group: u32) -> Option<String> {
+fn examine(message: &[u8], message_type: u16, port: u32, own: &Own) -> Option<News> {
     match message_type {
-        RTM_NEWLINK if sets_down(message) => set_down(message, ignored_group),
-        RTM_DELLINK | RTM_DELADDR => deleted(message, ignored_group),
-        RTM_DELQDISC | RTM_DELTFILTER => Some("a traffic control object was deleted".into()),
+        RTM_NEWLINK if sets_down(message) => set_down(message, own),
+        RTM_NEWLINK => link_changed(message, own),
+        RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR => taken_apart(message, own),
+        RTM_NEWROUTE | RTM_DELROUTE => route_changed(message, message_type == RTM_DELROUTE, port == own.port),
+        RTM_DELQDISC | RTM_DELTFILTER => Some(News::lost("a traffic control object was deleted")),
         _ => None,
     }
 }
@@ -122,24 +177,63 @@ fn sets_down(message: &[u8]) -> bool {
     word(24).zip(word(28)).is_some_and(|(flags, change)| change & up != 0 && change != u32::MAX && flags & up == 0)
 }
 
-fn set_down(message: &[u8], ignored_group: u32) -> Option<String> {
+fn set_down(message: &[u8], own: &Own) -> Option<News> {
     let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
     let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = message.payload else { return None };
-    let ignored = link.attributes.contains(&LinkAttribute::Group(ignored_group));
-    (!ignored).then(|| format!("link {} was set down", Link::from_message(link).name))
+    let ignored = link.attributes.contains(&LinkAttribute::Group(own.group));
+    let name = Link::from_message(link).name;
+    (!ignored).then(|| link_news(&name, "was set down", own))
 }
 
-fn deleted(message: &[u8], ignored_group: u32) -> Option<String> {
+/// A link that came up, or has another MTU, may be a way to other nodes. Most messages are of pods' veths.
+fn link_changed(message: &[u8], own: &Own) -> Option<News> {
+    // `ifi_family` of `struct ifinfomsg`: the bridge's messages about its ports say nothing of ways.
+    if i32::from(*message.get(16)?) == libc::AF_BRIDGE {
+        return None;
+    }
+    let name = NlasIterator::new(message.get(32..)?)
+        .filter_map(Result::ok)
+        .find(|attribute| attribute.kind() == IFLA_IFNAME)
+        .map(|attribute| String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned())?;
+    (!(own.is_local_link)(&name)).then(|| News::moved(format!("link {name} changed")))
+}
+
+fn link_news(name: &str, what: &str, own: &Own) -> News {
+    let text = format!("link {name} {what}");
+    let moved = (!(own.is_local_link)(name)).then(|| text.clone());
+    News { lost: Some(text), moved }
+}
+
+fn taken_apart(message: &[u8], own: &Own) -> Option<News> {
     let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
     match message.payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
-            let ignored = link.attributes.contains(&LinkAttribute::Group(ignored_group));
-            (!ignored).then(|| format!("link {} was deleted", Link::from_message(link).name))
+            let ignored = link.attributes.contains(&LinkAttribute::Group(own.group));
+            (!ignored).then(|| link_news(&Link::from_message(link).name, "was deleted", own))
         }
         // Every veth that goes takes its link-local address along.
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(address)) => {
-            (address.header.scope == AddressScope::Universe).then(|| "an address was deleted".into())
+            let what = "an address was deleted";
+            (address.header.scope == AddressScope::Universe)
+                .then(|| News { lost: Some(what.into()), moved: Some(what.into()) })
+        }
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) => {
+            (address.header.scope == AddressScope::Universe).then(|| News::moved("an address was added"))
         }
         _ => None,
     }
+}
+
+/// Routes that the kernel makes by itself come and go with addresses and links, whose news is enough.
+fn route_changed(message: &[u8], deleted: bool, by_podnet: bool) -> Option<News> {
+    // `rtm_table`, `rtm_protocol` and `rtm_flags` of `struct rtmsg`, behind the netlink header.
+    let (table, protocol) = (*message.get(20)?, *message.get(21)?);
+    let flags = u32::from_ne_bytes(message.get(24..28)?.try_into().ok()?);
+    if table == RT_TABLE_LOCAL || protocol == RTPROT_KERNEL || flags & RTM_F_CLONED != 0 {
+        return None;
+    }
+    if protocol == PODNET_PROTOCOL {
+        return (deleted && !by_podnet).then(|| News::lost("a route to another node was deleted"));
+    }
+    Some(News::moved("a route changed"))
 }

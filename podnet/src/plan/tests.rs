@@ -32,6 +32,7 @@ fn desired(numbers: &[u8]) -> Desired {
         },
         pods: numbers.iter().map(|number| pod(*number)).collect(),
         programs: Some(Programs { from_pod: 7, to_pod: 8 }),
+        devices: Some(BTreeSet::new()),
     }
 }
 

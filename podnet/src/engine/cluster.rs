@@ -1,0 +1,594 @@
+//! Following the cluster: the ways to its nodes, the overlay device, routes and node maps.
+//!
+//! A snapshot that concerns known uplinks only is applied as its difference to the one before, so that one node of ten
+//! thousand costs what one node costs. Everything else goes through a whole reconciliation.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+use ipnetwork::IpNetwork;
+use podnet_common::{address::Address, node::NodeAddress};
+use tracing::{info, warn};
+
+use super::{Engine, Why, pod_side::PodSide, sysctl};
+use crate::{
+    api::{AttachmentKey, ClusterStatus, NodeCidr, NodeInfo},
+    cluster::{Cluster, Update, last_known},
+    netlink::{
+        Request,
+        link::{self, Link},
+        neighbor,
+        route::{self, NextHop},
+    },
+    netns::Netns,
+    nft,
+    plan::PodSpec,
+    routing::{self, Actual, Change, Inputs, NodeKey, Reach, Routing, Shape},
+};
+
+/// Most problems that a warning lists.
+const PROBLEMS_SHOWN: usize = 3;
+
+/// What the engine knows of the cluster.
+#[derive(Debug, Default)]
+pub(super) struct Following {
+    /// Names the store; `None`: there is none, the node is alone.
+    pub(super) store: Option<String>,
+    /// The last snapshot. `None`: none was ever seen, so nothing of an earlier one is removed.
+    pub(super) cluster: Option<Cluster>,
+    /// When the store told the last snapshot; `None`: it is from an earlier life of the daemon.
+    updated: Option<Instant>,
+    /// Why the store has told nothing since.
+    failure: Option<String>,
+    /// The kernel's way to each node.
+    ways: HashMap<IpAddr, Option<NextHop>>,
+    /// Name and MTU of each interface that is up.
+    links: HashMap<u32, (String, u32)>,
+    /// Index of the overlay device.
+    overlay: Option<u32>,
+    /// What was derived last; applied unless [`Following::pending`].
+    pub(super) routing: Routing,
+    /// Which prefix lengths `routing` makes the usual ones.
+    pub(super) shape: Shape,
+    /// `routing` has not been compared with the kernel and the maps yet.
+    pending: bool,
+    /// Routes that others' routes stand in the way of.
+    refused: BTreeMap<IpNetwork, String>,
+    /// Node CIDRs that the store has changed under the running daemon.
+    own_mismatch: Option<String>,
+}
+
+impl Following {
+    /// Starts with what is known: the store's first snapshot, or the last one of an earlier life.
+    pub(super) fn new(store: Option<String>, first: Option<Update>, earlier: Option<Cluster>) -> Self {
+        let new = Self { pending: true, ..Self::default() };
+        let Some(store) = store else { return Self { cluster: Some(Cluster::default()), ..new } };
+        match first {
+            Some(Update::Snapshot(cluster)) => {
+                Self { store: Some(store), cluster: Some(cluster), updated: Some(Instant::now()), ..new }
+            }
+            Some(Update::Failed(reason)) => {
+                warn!(store, reason, "the store failed; starting with the last known nodes");
+                Self { store: Some(store), cluster: earlier, failure: Some(reason), ..new }
+            }
+            None => Self { store: Some(store), cluster: earlier, ..new },
+        }
+    }
+
+    /// Returns the interfaces that lead to other nodes, with their names; `extra` by name.
+    pub(super) fn uplinks(&self, extra: &[String]) -> BTreeMap<u32, String> {
+        let named = self.links.iter().filter(|(_, (name, _))| extra.contains(name)).map(|(ifindex, _)| ifindex);
+        let all: BTreeSet<u32> = self.routing.uplinks.iter().chain(named).copied().collect();
+        all.into_iter().filter_map(|ifindex| Some((ifindex, self.links.get(&ifindex)?.0.clone()))).collect()
+    }
+
+    /// Returns the overlay device, where it is in use.
+    pub(super) fn overlay(&self) -> Option<u32> {
+        self.overlay.filter(|_| self.routing.needs_overlay)
+    }
+
+    /// Returns whether anything is known of the cluster.
+    pub(super) fn is_known(&self) -> bool {
+        self.cluster.is_some()
+    }
+}
+
+impl Engine {
+    /// Takes news of the store.
+    pub(super) fn follow(&mut self, update: Update) {
+        match update {
+            Update::Failed(reason) => {
+                warn!(store = self.following.store, reason, "the store failed; the last known nodes stay in force");
+                self.following.failure = Some(reason);
+            }
+            Update::Snapshot(cluster) => {
+                if self.following.failure.take().is_some() {
+                    info!(store = self.following.store, "the store is back");
+                }
+                self.following.updated = Some(Instant::now());
+                if self.following.cluster.as_ref() == Some(&cluster) {
+                    return;
+                }
+                let start = Instant::now();
+                let nodes = cluster.nodes().len();
+                let stored = last_known::store(&self.config.state_dir, &cluster);
+                self.following.cluster = Some(cluster);
+                let applied = self.apply_cluster();
+                match applied.and(stored) {
+                    Ok(()) => info!(nodes, milliseconds = start.elapsed().as_millis(), "the cluster changed"),
+                    Err(error) => warn!(nodes, error = format!("{error:#}"), "the cluster changed"),
+                }
+            }
+        }
+    }
+
+    fn apply_cluster(&mut self) -> Result<()> {
+        self.check_own_cidrs();
+        self.ask_ways(false)?;
+        let routing = self.inputs().routing();
+        let known = &self.following.routing;
+        let same_shape = routing.shape() == self.following.shape;
+        let same_devices = routing.uplinks == known.uplinks
+            && routing.needs_overlay == known.needs_overlay
+            && routing.overlay_mtu == known.overlay_mtu
+            && routing.overlay_device_mtu == known.overlay_device_mtu;
+        if self.following.pending || !same_shape || !same_devices {
+            return self.reconcile(Why::Change("cluster"));
+        }
+        let before = Actual::of(known, &self.following.shape, self.datapath.is_some());
+        let changes = routing::plan(&routing, &self.following.shape, &before);
+        self.following.routing = routing;
+        let applied = self.apply_routing(changes, Why::Change("cluster"));
+        self.update_nft().and(applied)
+    }
+
+    /// Warns when the store gives the node other pod CIDRs than it runs with: its pods have addresses of those.
+    fn check_own_cidrs(&mut self) {
+        let own = self.following.cluster.as_ref().and_then(|cluster| cluster.node(&self.config.node));
+        let mut running: Vec<IpNetwork> = self.config.pod_cidrs.clone();
+        running.sort_unstable();
+        self.following.own_mismatch = match own {
+            _ if self.following.store.is_none() || self.following.cluster.is_none() => None,
+            None => Some(format!("the store does not know {}: other nodes do not reach its pods", self.config.node)),
+            Some(node) => {
+                let mut stored = node.pod_cidrs.clone();
+                stored.sort_unstable();
+                (stored != running).then(|| {
+                    format!(
+                        "the store gives {} the pod CIDRs {stored:?}, but it runs with {running:?}; restart the daemon after removing its pods",
+                        node.name
+                    )
+                })
+            }
+        };
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            mode: self.config.mode,
+            name: &self.config.node,
+            own_cidrs: &self.config.pod_cidrs,
+            routers: &self.config.routers,
+            cluster_cidrs: &self.config.cluster_cidrs,
+            vni: self.config.overlay.vni,
+            cluster: self.following.cluster.as_ref(),
+            ways: &self.following.ways,
+            links: &self.following.links,
+            overlay: self.following.overlay,
+        }
+    }
+
+    /// Asks the kernel for the ways to the nodes: to all, or to those that are new.
+    fn ask_ways(&mut self, all: bool) -> Result<()> {
+        let cluster = self.following.cluster.as_ref();
+        let wanted = routing::addresses(self.config.mode, &self.config.node, &self.config.routers, cluster);
+        let known = &mut self.following.ways;
+        known.retain(|address, _| wanted.contains(address));
+        let ask: Vec<IpAddr> = wanted.into_iter().filter(|address| all || !known.contains_key(address)).collect();
+        let ways = self.netlink.ways_to(&ask).context("ask for the ways to the nodes")?;
+        known.extend(ask.into_iter().zip(ways));
+        Ok(())
+    }
+
+    /// Looks at links and ways, and derives routing anew; makes the overlay device if it is needed.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be asked, or refuses the overlay device.
+    pub(super) fn derive_routing(&mut self) -> Result<()> {
+        let links = self.netlink.links()?;
+        self.following.links =
+            links.iter().filter(|link| link.up).map(|link| (link.ifindex, (link.name.clone(), link.mtu))).collect();
+        self.check_own_cidrs();
+        self.ask_ways(true)?;
+        self.find_overlay(&links)?;
+        let mut routing = self.inputs().routing();
+        if let Some(mtu) = routing.overlay_device_mtu {
+            match self.following.overlay {
+                None => {
+                    self.create_overlay(mtu)?;
+                    routing = self.inputs().routing();
+                }
+                Some(ifindex) if links.iter().any(|link| link.ifindex == ifindex && link.mtu != mtu) => {
+                    self.netlink.request(link::set_mtu(ifindex, mtu))?;
+                }
+                Some(_) => {}
+            }
+        }
+        if routing != self.following.routing {
+            self.following.pending = true;
+        }
+        self.following.shape = routing.shape();
+        self.following.routing = routing;
+        Ok(())
+    }
+
+    /// Finds the overlay device. One of podnet's that another configuration made is removed.
+    fn find_overlay(&mut self, links: &[Link]) -> Result<()> {
+        let wanted = &self.config.overlay;
+        self.following.overlay = None;
+        let Some(link) = links.iter().find(|link| link.name == wanted.device) else { return Ok(()) };
+        if link.kind != "vxlan" {
+            bail!("interface {} exists and is no VXLAN device; remove it, or name another overlay.device", link.name);
+        }
+        if link.vxlan_port != Some(wanted.port) || link.mac != Some(self.bridge_mac) {
+            return Ok(self.netlink.request(link::delete(link.ifindex))?);
+        }
+        self.following.overlay = Some(link.ifindex);
+        Ok(())
+    }
+
+    fn create_overlay(&mut self, mtu: u32) -> Result<()> {
+        let name = &self.config.overlay.device;
+        self.netlink.request(link::create_vxlan(name, self.bridge_mac, mtu, self.config.overlay.port))?;
+        // It needs no address of its own, and nobody may configure it from afar.
+        sysctl::set(&format!("ipv6/conf/{name}/addr_gen_mode"), "1")?;
+        sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+        sysctl::set(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
+        let link = self.netlink.link_by_name(name)?.with_context(|| format!("VXLAN device {name} vanished"))?;
+        self.following.overlay = Some(link.ifindex);
+        Ok(())
+    }
+
+    /// Brings the overlay device up, once its programs guard it.
+    pub(super) fn bring_overlay_up(&mut self) -> Result<()> {
+        let Some(ifindex) = self.following.overlay() else { return Ok(()) };
+        if self.following.links.contains_key(&ifindex) {
+            return Ok(());
+        }
+        let port = self.config.overlay.port;
+        self.netlink.request(link::set_up(ifindex)).with_context(|| {
+            format!("is UDP port {port} in use by another overlay? If so, choose another overlay.port on all nodes")
+        })?;
+        let mtu = self.following.routing.overlay_device_mtu.unwrap_or_default();
+        self.following.links.insert(ifindex, (self.config.overlay.device.clone(), mtu));
+        Ok(())
+    }
+
+    /// Gives pods the MTUs that follow from the uplinks.
+    pub(super) fn adopt_mtus(&mut self) {
+        let uplinks: Vec<u32> = self
+            .following
+            .uplinks(&self.config.uplinks)
+            .keys()
+            .filter_map(|ifindex| self.following.links.get(ifindex))
+            .map(|(_, mtu)| *mtu)
+            .collect();
+        // Nothing is known of the way out before the first snapshot.
+        if !self.following.is_known() && self.config.mtu.is_none() {
+            return;
+        }
+        // While every uplink is down, pods keep what they have.
+        if uplinks.is_empty() && self.mtu_is_derived && self.config.mtu.is_none() {
+            return;
+        }
+        let overlay_mtu = self.following.routing.overlay_mtu;
+        (self.mtu, self.route_mtu) = routing::pod_mtus(self.config.mtu, &uplinks, overlay_mtu);
+        self.mtu_is_derived = !uplinks.is_empty();
+        let stale: Vec<AttachmentKey> = self
+            .pods
+            .values()
+            .filter(|record| (record.mtu, record.route_mtu) != self.mtus_for(record.mtu_requested))
+            .map(|record| record.key.clone())
+            .collect();
+        for key in stale {
+            if let Err(error) = self.change_mtus(&key) {
+                warn!(container = key.container_id, error = format!("{error:#}"), "change the MTU of a pod");
+            }
+        }
+    }
+
+    /// Returns MTU and route MTU of a pod that asked for at most this.
+    pub(super) fn mtus_for(&self, requested: Option<u32>) -> (u32, u32) {
+        let mtu = requested.map_or(self.mtu, |requested| requested.min(self.mtu));
+        (mtu, self.route_mtu.min(mtu))
+    }
+
+    fn change_mtus(&mut self, key: &AttachmentKey) -> Result<()> {
+        let Some(mut record) = self.pods.get(key).cloned() else { return Ok(()) };
+        let netns = Netns::open(&record.netns)?;
+        if netns.id()? != record.netns_id {
+            // The pod is gone; reconciliation takes care of it.
+            return Ok(());
+        }
+        (record.mtu, record.route_mtu) = self.mtus_for(record.mtu_requested);
+        PodSide {
+            ifname: &record.key.ifname,
+            mac: record.mac,
+            mtu: record.mtu,
+            route_mtu: record.route_mtu,
+            addresses: &self.networks(&record.addresses),
+            gateways: &self.gateways(&record.addresses),
+            gateway_mac: self.bridge_mac,
+        }
+        .change_mtus(&netns, &self.home)?;
+        self.netlink.request(link::set_mtu(record.host_ifindex, record.mtu))?;
+        let endpoint = PodSpec::from(&record).endpoint(self.bridge_mac);
+        if let Some(datapath) = &mut self.datapath {
+            for address in &record.addresses {
+                let address = Address::from(*address);
+                // One that was not published yet is, elsewhere, and with more care.
+                if datapath.maps().endpoint(address)?.is_some() {
+                    datapath.maps_mut().upsert_endpoint(address, endpoint)?;
+                }
+            }
+        }
+        self.database.set_mtus(key, record.mtu, record.route_mtu)?;
+        info!(container = key.container_id, mtu = record.mtu, route_mtu = record.route_mtu, "MTU changed");
+        self.pods.insert(key.clone(), record);
+        Ok(())
+    }
+
+    /// Compares routes and node maps with what routing says, and mends the differences. Before the first snapshot
+    /// everything stays as it is.
+    pub(super) fn reconcile_routing(&mut self, why: Why<'_>) -> Result<()> {
+        if !self.following.is_known() {
+            return Ok(());
+        }
+        let actual = self.observe_routing()?;
+        let changes = routing::plan(&self.following.routing, &self.following.shape, &actual);
+        self.apply_routing(changes, why)?;
+        self.following.pending = false;
+        Ok(())
+    }
+
+    fn observe_routing(&mut self) -> Result<Actual> {
+        let neighbors = match self.following.overlay {
+            Some(ifindex) => self.netlink.permanent_neighbors(ifindex)?.into_iter().collect(),
+            None => HashMap::new(),
+        };
+        let (nodes, node_addresses) = match &self.datapath {
+            Some(datapath) => {
+                let maps = datapath.maps();
+                let usual = maps.nodes()?.into_iter().map(|(address, node)| (NodeKey::Usual(address), node));
+                let other = maps.node_prefixes()?.into_iter().map(|(prefix, node)| (NodeKey::Other(prefix), node));
+                let addresses = maps.node_addresses()?.into_iter().map(|(address, owner)| (address.to_ip(), owner.id));
+                (Some(usual.chain(other).collect()), Some(addresses.collect()))
+            }
+            None => (None, None),
+        };
+        let routes = self.netlink.own_routes()?.into_iter().map(|route| (route.destination, route)).collect();
+        Ok(Actual { routes, neighbors, nodes, node_addresses })
+    }
+
+    /// Applies changes in order. Goes on after one that fails.
+    ///
+    /// # Errors
+    ///
+    /// The first change that failed, except for routes that others' stand in the way of: the status tells those.
+    fn apply_routing(&mut self, changes: Vec<Change>, why: Why<'_>) -> Result<()> {
+        let mut failure = None;
+        let mut changes = changes.into_iter().peekable();
+        while let Some(change) = changes.peek().copied() {
+            let mut batch = Vec::new();
+            let mut requests = Vec::new();
+            while let Some((change, request)) =
+                changes.peek().and_then(|change| Some((*change, self.request_for(*change)?)))
+            {
+                changes.next();
+                batch.push(change);
+                requests.push(request);
+            }
+            let outcome = if batch.is_empty() {
+                changes.next();
+                batch.push(change);
+                self.apply_to_node_maps(change)
+            } else {
+                self.send_routes(&batch, requests)
+            };
+            match outcome {
+                Ok(()) if why.is_repair() => {
+                    for change in &batch {
+                        info!(?change, reason = why.text(), "repaired");
+                    }
+                    self.repairs += batch.len() as u64;
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    warn!(error = format!("{error:#}"), "reach another node");
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Returns the netlink request of a change that is one.
+    fn request_for(&self, change: Change) -> Option<Request> {
+        let overlay = self.following.overlay;
+        match change {
+            Change::PutNeighbor(address, mac) => Some(neighbor::add(overlay?, address, mac)),
+            Change::DeleteNeighbor(address) => Some(neighbor::delete(overlay?, address)),
+            Change::AddRoute(route) => Some(route::add_to_node(route)),
+            Change::ReplaceRoute(route) => Some(route::replace_on_node(route)),
+            Change::DeleteRoute(destination) => Some(route::delete_from_node(destination)),
+            _ => None,
+        }
+    }
+
+    fn send_routes(&mut self, batch: &[Change], requests: Vec<Request>) -> Result<()> {
+        let refusals = self.netlink.batch_each(requests)?;
+        for change in batch {
+            if let Change::AddRoute(route::Route { destination, .. }) | Change::DeleteRoute(destination) = change {
+                self.following.refused.remove(destination);
+            }
+        }
+        let mut failure = None;
+        for (position, refusal) in refusals {
+            match batch.get(position) {
+                Some(Change::AddRoute(route)) if refusal.is_exists() => {
+                    let text = format!(
+                        "another route to {} is in the way, which podnet leaves alone: remove it, or the node from the cluster",
+                        route.destination
+                    );
+                    self.following.refused.insert(route.destination, text);
+                }
+                _ => {
+                    failure.get_or_insert(refusal);
+                }
+            }
+        }
+        failure.map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
+    fn apply_to_node_maps(&mut self, change: Change) -> Result<()> {
+        let Some(datapath) = &mut self.datapath else { return Ok(()) };
+        let maps = datapath.maps_mut();
+        match change {
+            Change::PutNode(NodeKey::Usual(address), node) => maps.upsert_node(address, node).map(drop),
+            Change::PutNode(NodeKey::Other(prefix), node) => maps.upsert_node_prefix(prefix, node).map(drop),
+            Change::DeleteNode(NodeKey::Usual(address)) => maps.remove_node(address).map(drop),
+            Change::DeleteNode(NodeKey::Other(prefix)) => maps.remove_node_prefix(prefix).map(drop),
+            Change::PutNodeAddress(address, id) => {
+                maps.upsert_node_address(Address::from(address), NodeAddress { id }).map(drop)
+            }
+            Change::DeleteNodeAddress(address) => maps.remove_node_address(Address::from(address)).map(drop),
+            // The overlay device is gone, and its routes and neighbours with it.
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts every node under the keys of the shape in force, before programs that know no other are loaded.
+    pub(super) fn put_nodes(&mut self) -> Result<()> {
+        let shape = self.following.shape;
+        let nodes: Vec<Change> =
+            self.following.routing.nodes.iter().map(|(cidr, node)| Change::PutNode(shape.key(*cidr), *node)).collect();
+        nodes.into_iter().try_for_each(|change| self.apply_to_node_maps(change))
+    }
+
+    /// Returns podnet's nftables rules as they should be.
+    pub(super) fn nft_rules(&self) -> nft::Rules {
+        let nodes = || self.following.cluster.iter().flat_map(Cluster::nodes);
+        nft::Rules {
+            bridge: self.config.bridge.clone(),
+            own: self.config.pod_cidrs.clone(),
+            masquerade: self.config.masquerade.clone(),
+            pods: nodes()
+                .flat_map(|node| node.pod_cidrs.iter().copied())
+                .chain(self.config.cluster_cidrs.iter().copied())
+                .chain(self.config.pod_cidrs.iter().copied())
+                .collect(),
+            nodes: nodes().flat_map(|node| node.addresses.iter().copied()).collect(),
+        }
+    }
+
+    fn update_nft(&mut self) -> Result<()> {
+        if !self.nft_usable {
+            return Ok(());
+        }
+        let rules = self.nft_rules();
+        if rules != self.nft_rules {
+            nft::update(&self.nft_rules, &rules)?;
+            self.nft_rules = rules;
+        }
+        Ok(())
+    }
+
+    /// Describes what the node knows of the cluster.
+    pub(super) fn cluster_status(&self) -> ClusterStatus {
+        let following = &self.following;
+        let name = |ifindex: u32| following.links.get(&ifindex).map(|(name, _)| name.clone());
+        ClusterStatus {
+            mode: self.config.mode.to_string(),
+            store: following.store.clone(),
+            nodes: following.cluster.as_ref().map_or(0, |cluster| cluster.nodes().len()),
+            stale_seconds: following
+                .failure
+                .as_ref()
+                .map(|_| following.updated.map_or(0, |updated| updated.elapsed().as_secs())),
+            failure: following.failure.clone(),
+            uplinks: following.uplinks(&self.config.uplinks).into_values().collect(),
+            overlay: following.overlay().and_then(name),
+            pod_route_mtu: self.route_mtu,
+        }
+    }
+
+    /// Things about the cluster that work less well than they should.
+    pub(super) fn cluster_warnings(&self) -> Vec<String> {
+        let following = &self.following;
+        let mut warnings: Vec<String> = following.own_mismatch.iter().cloned().collect();
+        if let Some(failure) = &following.failure {
+            let nodes = following.cluster.as_ref().map_or(0, |cluster| cluster.nodes().len());
+            warnings.push(format!("store: {failure}; the last known {nodes} nodes stay in force"));
+        }
+        for problems in [following.routing.problems.clone(), following.refused.values().cloned().collect::<Vec<_>>()] {
+            let more = problems.len().saturating_sub(PROBLEMS_SHOWN);
+            warnings.extend(problems.into_iter().take(PROBLEMS_SHOWN));
+            if more > 0 {
+                warnings.push(format!("... and {more} more: see `podnet nodes`"));
+            }
+        }
+        for name in &self.config.uplinks {
+            if !following.links.values().any(|(link, _)| link == name) {
+                warnings.push(format!("uplinks: there is no interface {name}, or it is down"));
+            }
+        }
+        warnings
+    }
+
+    /// Lists the cluster's nodes, and how each is reached.
+    pub(super) fn list_nodes(&self) -> Vec<NodeInfo> {
+        let inputs = self.inputs();
+        let name = |ifindex: u32| self.following.links.get(&ifindex).map(|(name, _)| name.clone());
+        let cidr = |node, cidr: &IpNetwork| {
+            let mut info = NodeCidr {
+                cidr: *cidr,
+                reach: String::new(),
+                next_hop: None,
+                interface: None,
+                mtu: None,
+                problem: self.following.refused.get(cidr).cloned(),
+            };
+            match inputs.reach(node, *cidr) {
+                Ok(Reach::Local) => info.reach = "local".into(),
+                Ok(Reach::Direct { ifindex, next_hop, mtu }) => {
+                    info.reach = "direct".into();
+                    (info.next_hop, info.interface, info.mtu) = (Some(next_hop), name(ifindex), Some(mtu));
+                }
+                Ok(Reach::Overlay { remote, mtu, .. }) => {
+                    info.reach = "overlay".into();
+                    let device = self.config.overlay.device.clone();
+                    (info.next_hop, info.interface, info.mtu) = (Some(remote), Some(device), Some(mtu));
+                }
+                Err(reason) => {
+                    info.reach = "unreachable".into();
+                    info.problem = Some(reason);
+                }
+            }
+            info
+        };
+        let nodes = self.following.cluster.iter().flat_map(Cluster::nodes);
+        nodes
+            .map(|node| NodeInfo {
+                name: node.name.clone(),
+                addresses: node.addresses.clone(),
+                local: node.name == self.config.node,
+                pod_cidrs: node.pod_cidrs.iter().map(|range| cidr(node, range)).collect(),
+            })
+            .collect()
+    }
+}

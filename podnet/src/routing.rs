@@ -1,0 +1,441 @@
+//! Routing, the pure half: from the cluster's nodes and the kernel's ways to them, what the routing table and the node
+//! maps should hold; and the changes that lead there. No I/O.
+//!
+//! Everything is derived here once, for the kernel path (routes, neighbours) and the eBPF path (map entries) alike.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+};
+
+use ipnetwork::IpNetwork;
+use podnet_common::{
+    address::Address,
+    node::{Node, NodePrefix},
+};
+
+use crate::{
+    api::Mac,
+    cluster::{Cluster, ClusterNode},
+    config::{Config, RoutingMode},
+    names,
+    netlink::route::{NextHop, Route, Tunnel},
+};
+
+/// Bytes that VXLAN puts before an inner IP packet: outer IP (20 or 40), UDP (8), VXLAN (8), inner Ethernet (14).
+const OVERHEAD_V4: u32 = 50;
+const OVERHEAD_V6: u32 = 70;
+
+/// What routing follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// How pods of other nodes are reached.
+    pub mode: RoutingMode,
+    /// Name of this node.
+    pub name: &'a str,
+    /// Pod CIDRs of this node.
+    pub own_cidrs: &'a [IpNetwork],
+    /// Central routers, at most one per family.
+    pub routers: &'a [IpAddr],
+    /// Ranges that hold all pods of the cluster.
+    pub cluster_cidrs: &'a [IpNetwork],
+    /// Network identifier of the overlay.
+    pub vni: u32,
+    /// The cluster's nodes; `None`: not known yet.
+    pub cluster: Option<&'a Cluster>,
+    /// The kernel's way to each address of [`addresses`]; `None`: there is none.
+    pub ways: &'a HashMap<IpAddr, Option<NextHop>>,
+    /// Name and MTU of each interface that is up.
+    pub links: &'a HashMap<u32, (String, u32)>,
+    /// The overlay device, once it is there.
+    pub overlay: Option<u32>,
+}
+
+/// How the pods of a pod CIDR are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// They are this node's own.
+    Local,
+    /// By a next hop on an uplink.
+    Direct {
+        /// The uplink.
+        ifindex: u32,
+        /// The next hop.
+        next_hop: IpAddr,
+        /// MTU of the uplink.
+        mtu: u32,
+    },
+    /// Through the overlay.
+    Overlay {
+        /// The uplink that the outer packets leave by.
+        uplink: u32,
+        /// Destination of the outer packets.
+        remote: IpAddr,
+        /// Largest inner IP packet.
+        mtu: u32,
+    },
+}
+
+/// What the routing table and the node maps should hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// Routes by destination.
+    pub routes: BTreeMap<IpNetwork, Route>,
+    /// Permanent neighbours on the overlay device.
+    pub neighbors: BTreeMap<IpAddr, Mac>,
+    /// How pods are reached, by pod CIDR.
+    pub nodes: BTreeMap<IpNetwork, Node>,
+    /// Numbers of the nodes, by address.
+    pub node_addresses: BTreeMap<IpAddr, u64>,
+    /// Interfaces that lead to other nodes.
+    pub uplinks: BTreeSet<u32>,
+    /// Whether a node is reached through the overlay, or would be if its device were there.
+    pub needs_overlay: bool,
+    /// Smallest MTU of the ways through the overlay, if there is any.
+    pub overlay_mtu: Option<u32>,
+    /// Largest of them: the overlay device's.
+    pub overlay_device_mtu: Option<u32>,
+    /// Nodes that cannot be reached, and why.
+    pub problems: Vec<String>,
+}
+
+/// Which pod CIDRs are the usual ones: a constant of the programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// Prefix length of the usual IPv4 pod CIDR.
+    pub v4: Option<u8>,
+    /// Prefix length of the usual IPv6 pod CIDR.
+    pub v6: Option<u8>,
+    /// Whether there are others.
+    pub others: bool,
+}
+
+/// Returns the addresses whose ways routing asks for.
+#[must_use]
+pub fn addresses(
+    mode: RoutingMode,
+    own_name: &str,
+    routers: &[IpAddr],
+    cluster: Option<&Cluster>,
+) -> BTreeSet<IpAddr> {
+    if mode == RoutingMode::Router {
+        return routers.iter().copied().collect();
+    }
+    let others = cluster.into_iter().flat_map(Cluster::nodes).filter(|node| node.name != own_name);
+    others.flat_map(|node| node.addresses.iter().copied()).collect()
+}
+
+impl Inputs<'_> {
+    /// Returns how the pods of a node's pod CIDR are reached.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be reached; the reason in words.
+    pub fn reach(&self, node: &ClusterNode, cidr: IpNetwork) -> Result<Reach, String> {
+        if node.name == self.name {
+            return Ok(Reach::Local);
+        }
+        match self.mode {
+            RoutingMode::Router => self.by_router(cidr),
+            RoutingMode::Direct => self.direct(node, cidr),
+            RoutingMode::Overlay => self.overlay(node),
+            RoutingMode::Auto => match self.direct(node, cidr) {
+                Ok(direct) if self.is_on_link(node, cidr) => Ok(direct),
+                _ => self.overlay(node),
+            },
+        }
+    }
+
+    fn way(&self, address: IpAddr) -> Result<(NextHop, u32), String> {
+        let way = self.ways.get(&address).copied().flatten().ok_or_else(|| format!("there is no route to {address}"))?;
+        let mtu = self.links.get(&way.ifindex).map(|(_, mtu)| *mtu);
+        Ok((way, mtu.ok_or_else(|| format!("the interface that leads to {address} is down"))?))
+    }
+
+    fn is_on_link(&self, node: &ClusterNode, cidr: IpNetwork) -> bool {
+        node.address(cidr.is_ipv6())
+            .and_then(|address| self.ways.get(&address).copied().flatten())
+            .is_some_and(|way| way.gateway.is_none())
+    }
+
+    fn direct(&self, node: &ClusterNode, cidr: IpNetwork) -> Result<Reach, String> {
+        let address = node.address(cidr.is_ipv6()).ok_or_else(|| {
+            format!("it has no address of the family of {cidr}, which mode \"direct\" needs; mode \"overlay\" does not")
+        })?;
+        self.next_hop(address, cidr)
+    }
+
+    fn by_router(&self, cidr: IpNetwork) -> Result<Reach, String> {
+        let router = self.routers.iter().copied().find(|router| router.is_ipv4() == cidr.is_ipv4());
+        self.next_hop(router.ok_or_else(|| format!("routers has no address of the family of {cidr}"))?, cidr)
+    }
+
+    fn next_hop(&self, address: IpAddr, cidr: IpNetwork) -> Result<Reach, String> {
+        let (way, mtu) = self.way(address)?;
+        let next_hop = way.gateway.unwrap_or(address);
+        if next_hop.is_ipv4() != cidr.is_ipv4() {
+            return Err(format!("the next hop {next_hop} towards {address} is not of the family of {cidr}"));
+        }
+        Ok(Reach::Direct { ifindex: way.ifindex, next_hop, mtu })
+    }
+
+    fn overlay(&self, node: &ClusterNode) -> Result<Reach, String> {
+        let remote = self.outer_address(node)?;
+        let (way, mtu) = self.way(remote)?;
+        let overhead = if remote.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
+        Ok(Reach::Overlay { uplink: way.ifindex, remote, mtu: mtu.saturating_sub(overhead) })
+    }
+
+    /// Returns where outer packets to a node go: IPv4 if both ends have it, as the other end decides, too.
+    fn outer_address(&self, node: &ClusterNode) -> Result<IpAddr, String> {
+        let own = self.cluster.and_then(|cluster| cluster.node(self.name));
+        [false, true]
+            .into_iter()
+            .filter(|v6| own.is_none_or(|own| own.address(*v6).is_some()))
+            .find_map(|v6| node.address(v6))
+            .ok_or_else(|| "it has no address of a family that this node has, too".into())
+    }
+
+    fn own_gateway(&self, v6: bool) -> Option<IpAddr> {
+        self.own_cidrs.iter().find(|cidr| cidr.is_ipv6() == v6).map(|cidr| Config::gateway(*cidr))
+    }
+
+    /// Derives what the routing table and the node maps should hold.
+    #[must_use]
+    pub fn routing(&self) -> Routing {
+        let mut routing = Routing::default();
+        let own_mac = names::mac_for(&self.own_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect::<Vec<_>>());
+        let families: BTreeSet<bool> = self.own_cidrs.iter().map(IpNetwork::is_ipv6).collect();
+        let own_id = names::node_id(self.name);
+        for cidr in self.own_cidrs {
+            routing.nodes.insert(*cidr, Node { flags: Node::LOCAL, ..empty_node(own_id) });
+        }
+        for node in self.cluster.into_iter().flat_map(Cluster::nodes) {
+            let id = names::node_id(&node.name);
+            routing.node_addresses.extend(node.addresses.iter().map(|address| (*address, id)));
+            // In mode router with known ranges, the router alone knows the pod CIDRs.
+            let by_range = self.mode == RoutingMode::Router && !self.cluster_cidrs.is_empty();
+            if node.name == self.name || by_range {
+                continue;
+            }
+            let mac = names::mac_for(&node.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect::<Vec<_>>());
+            for cidr in node.pod_cidrs.iter().filter(|cidr| families.contains(&cidr.is_ipv6())) {
+                let entry = Node { mac: mac.0, own_mac: own_mac.0, ..empty_node(id) };
+                let reach = self.reach(node, *cidr);
+                self.add(&mut routing, *cidr, entry, reach, &node.name);
+            }
+        }
+        if self.mode == RoutingMode::Router {
+            for cidr in self.cluster_cidrs.iter().filter(|cidr| families.contains(&cidr.is_ipv6())) {
+                let reach = self.by_router(*cidr);
+                self.add(&mut routing, *cidr, empty_node(names::node_id("")), reach, "the router");
+            }
+        }
+        routing
+    }
+
+    fn add(&self, routing: &mut Routing, cidr: IpNetwork, entry: Node, reach: Result<Reach, String>, name: &str) {
+        let entry = match reach {
+            Ok(Reach::Local) => return,
+            Ok(Reach::Direct { ifindex, next_hop, mtu }) => {
+                routing.uplinks.insert(ifindex);
+                routing.routes.insert(cidr, Route::new(cidr, Some(next_hop), ifindex));
+                let next_hop = Address::from(next_hop);
+                Node { next_hop, ifindex, mtu, flags: Node::DIRECT, ..entry }
+            }
+            Ok(Reach::Overlay { uplink, remote, mtu }) => {
+                routing.uplinks.insert(uplink);
+                routing.needs_overlay = true;
+                routing.overlay_mtu = Some(routing.overlay_mtu.map_or(mtu, |smallest| smallest.min(mtu)));
+                routing.overlay_device_mtu = routing.overlay_device_mtu.max(Some(mtu));
+                let entry = Node { address: Address::from(remote), ..entry };
+                match self.overlay {
+                    Some(ifindex) => {
+                        let gateway = Config::gateway(cidr);
+                        routing.neighbors.insert(gateway, Mac(entry.mac));
+                        routing.routes.insert(
+                            cidr,
+                            Route {
+                                source: self.own_gateway(cidr.is_ipv6()),
+                                mtu: Some(mtu),
+                                tunnel: Some(Tunnel { vni: self.vni, remote }),
+                                ..Route::new(cidr, Some(gateway), ifindex)
+                            },
+                        );
+                        Node { ifindex, mtu, flags: Node::OVERLAY, ..entry }
+                    }
+                    None => entry,
+                }
+            }
+            Err(reason) => {
+                routing.problems.push(format!("{cidr} of {name} cannot be reached: {reason}"));
+                entry
+            }
+        };
+        routing.nodes.insert(cidr, entry);
+    }
+}
+
+const fn empty_node(id: u64) -> Node {
+    let nowhere = Address::from_v6_octets([0; 16]);
+    Node { id, address: nowhere, next_hop: nowhere, ifindex: 0, flags: 0, mtu: 0, mac: [0; 6], own_mac: [0; 6] }
+}
+
+impl Routing {
+    /// Returns which prefix lengths are the usual ones; with as many of one as of another, the longer.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        let usual = |v6: bool| {
+            let mut counts: BTreeMap<u8, usize> = BTreeMap::new();
+            for cidr in self.nodes.keys().filter(|cidr| cidr.is_ipv6() == v6) {
+                *counts.entry(cidr.prefix()).or_default() += 1;
+            }
+            counts.into_iter().max_by_key(|(prefix, count)| (*count, *prefix)).map(|(prefix, _)| prefix)
+        };
+        let (v4, v6) = (usual(false), usual(true));
+        let is_other = |cidr: &IpNetwork| Some(cidr.prefix()) != if cidr.is_ipv4() { v4 } else { v6 };
+        Shape { v4, v6, others: self.nodes.keys().any(is_other) }
+    }
+}
+
+impl Shape {
+    /// Returns the IPv4 mask as it stands in the programs' settings.
+    #[must_use]
+    pub fn mask_v4(&self) -> [u8; 4] {
+        self.v4.map_or([0; 4], |prefix| (!u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0)).to_be_bytes())
+    }
+
+    /// Returns the IPv6 mask as it stands in the programs' settings.
+    #[must_use]
+    pub fn mask_v6(&self) -> [u8; 16] {
+        self.v6.map_or([0; 16], |prefix| (!u128::MAX.checked_shr(u32::from(prefix)).unwrap_or(0)).to_be_bytes())
+    }
+
+    /// Returns which map holds a pod CIDR, and under which key.
+    #[must_use]
+    pub fn key(&self, cidr: IpNetwork) -> NodeKey {
+        let address = Address::from(cidr.network());
+        let usual = if cidr.is_ipv4() { self.v4 } else { self.v6 };
+        if usual == Some(cidr.prefix()) {
+            return NodeKey::Usual(address);
+        }
+        let prefix_len = u32::from(cidr.prefix()) + if cidr.is_ipv4() { 96 } else { 0 };
+        NodeKey::Other(NodePrefix { prefix_len, address })
+    }
+}
+
+/// Where the maps hold a pod CIDR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NodeKey {
+    /// In `NODES`.
+    Usual(Address),
+    /// In `NODES_LPM`.
+    Other(NodePrefix),
+}
+
+/// What the routing table and the node maps hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Actual {
+    /// Podnet's routes.
+    pub routes: HashMap<IpNetwork, Route>,
+    /// Permanent neighbours on the overlay device.
+    pub neighbors: HashMap<IpAddr, Mac>,
+    /// Entries of `NODES` and `NODES_LPM`; `None` if there are no maps.
+    pub nodes: Option<HashMap<NodeKey, Node>>,
+    /// Entries of `NODE_ADDRESSES`; `None` if there are no maps.
+    pub node_addresses: Option<HashMap<IpAddr, u64>>,
+}
+
+impl Actual {
+    /// Returns the state that follows from applied routing, without a look at the kernel.
+    #[must_use]
+    pub fn of(routing: &Routing, shape: &Shape, maps: bool) -> Self {
+        Self {
+            routes: routing.routes.iter().map(|(cidr, route)| (*cidr, *route)).collect(),
+            neighbors: routing.neighbors.iter().map(|(address, mac)| (*address, *mac)).collect(),
+            nodes: maps.then(|| routing.nodes.iter().map(|(cidr, node)| (shape.key(*cidr), *node)).collect()),
+            node_addresses: maps.then(|| routing.node_addresses.iter().map(|(ip, id)| (*ip, *id)).collect()),
+        }
+    }
+}
+
+/// One step from what is to what should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The maps have a pod CIDR that no node has, or under a key of another shape.
+    DeleteNode(NodeKey),
+    /// The overlay device does not know the MAC of a node's gateway.
+    PutNeighbor(IpAddr, Mac),
+    /// A route is missing.
+    AddRoute(Route),
+    /// A route leads elsewhere.
+    ReplaceRoute(Route),
+    /// The maps do not say, or say wrongly, whose an address is.
+    PutNodeAddress(IpAddr, u64),
+    /// The maps do not say, or say wrongly, how a pod CIDR is reached.
+    PutNode(NodeKey, Node),
+    /// A route leads to a pod CIDR that no node has.
+    DeleteRoute(IpNetwork),
+    /// The overlay device knows a gateway that no node has.
+    DeleteNeighbor(IpAddr),
+    /// The maps have an address that no node has.
+    DeleteNodeAddress(IpAddr),
+}
+
+/// Returns the changes that lead from `actual` to `desired`, in the order in which to apply them: the kernel's path to a
+/// node is there before the maps lead to it, and until they do not any more.
+#[must_use]
+pub fn plan(desired: &Routing, shape: &Shape, actual: &Actual) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let wanted: HashSet<NodeKey> = desired.nodes.keys().map(|cidr| shape.key(*cidr)).collect();
+    let stale = actual.nodes.iter().flatten().map(|(key, _)| *key).filter(|key| !wanted.contains(key));
+    changes.extend(stale.map(Change::DeleteNode));
+    for (address, mac) in &desired.neighbors {
+        if actual.neighbors.get(address) != Some(mac) {
+            changes.push(Change::PutNeighbor(*address, *mac));
+        }
+    }
+    for (cidr, route) in &desired.routes {
+        match actual.routes.get(cidr) {
+            None => changes.push(Change::AddRoute(*route)),
+            Some(other) if other != route => changes.push(Change::ReplaceRoute(*route)),
+            Some(_) => {}
+        }
+    }
+    if let Some(addresses) = &actual.node_addresses {
+        for (address, id) in &desired.node_addresses {
+            if addresses.get(address) != Some(id) {
+                changes.push(Change::PutNodeAddress(*address, *id));
+            }
+        }
+    }
+    if let Some(nodes) = &actual.nodes {
+        for (cidr, node) in &desired.nodes {
+            let key = shape.key(*cidr);
+            if nodes.get(&key) != Some(node) {
+                changes.push(Change::PutNode(key, *node));
+            }
+        }
+    }
+    changes.extend(actual.routes.keys().filter(|cidr| !desired.routes.contains_key(cidr)).map(|cidr| Change::DeleteRoute(*cidr)));
+    let stale = |address: &&IpAddr| !desired.neighbors.contains_key(address) && !address.is_multicast();
+    changes.extend(actual.neighbors.keys().filter(stale).map(|address| Change::DeleteNeighbor(*address)));
+    let addresses = actual.node_addresses.iter().flatten().map(|(address, _)| address);
+    changes.extend(
+        addresses.filter(|address| !desired.node_addresses.contains_key(address)).map(|address| Change::DeleteNodeAddress(*address)),
+    );
+    changes
+}
+
+/// Returns the MTU of pods, and that of their default routes where it is smaller: `uplinks` are the MTUs of the uplinks,
+/// `configured` what the configuration asks for.
+#[must_use]
+pub fn pod_mtus(configured: Option<u32>, uplinks: &[u32], overlay_mtu: Option<u32>) -> (u32, u32) {
+    /// Ethernet's (RFC 894), where nothing says otherwise.
+    const ETHERNET_MTU: u32 = 1500;
+    let mtu = configured.unwrap_or_else(|| uplinks.iter().copied().min().unwrap_or(ETHERNET_MTU));
+    (mtu, overlay_mtu.map_or(mtu, |overlay| overlay.min(mtu)))
+}
+
+#[cfg(test)]
+mod tests;
