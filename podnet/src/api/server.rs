@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::{
     AddRequest, ApiError, Attachment, CheckRequest, DatapathRequest, DeleteRequest, ErrorKind, GcReply, GcRequest,
-    LogLevels, Pod, Status,
+    LogLevels, NodeInfo, Pod, Status,
     client::{Client, ClientError},
     path,
 };
