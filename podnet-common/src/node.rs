@@ -46,10 +46,48 @@ map_type! {
     }
 }
 
+impl core::fmt::Display for NodePrefix {
+    /// As people write a CIDR: `10.244.4.0/22`.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let address = self.address.to_ip();
+        let mapped = if address.is_ipv4() { 96 } else { 0 };
+        write!(f, "{address}/{}", self.prefix_len.saturating_sub(mapped))
+    }
+}
+
 map_type! {
     /// Whose an address is: value of `NODE_ADDRESSES`, keyed by each address of each node.
     pub struct NodeAddress {
         /// As [`Node::id`].
         pub id: u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_shown_as_cidrs() {
+        let v4 = NodePrefix { prefix_len: 118, address: Address::from_v4_octets([10, 244, 4, 0]) };
+        assert!(alloc_free_eq(&v4, "10.244.4.0/22"));
+        let mut octets = [0; 16];
+        octets[..2].copy_from_slice(&[0xfd, 0]);
+        let v6 = NodePrefix { prefix_len: 60, address: Address::from_v6_octets(octets) };
+        assert!(alloc_free_eq(&v6, "fd00::/60"));
+    }
+
+    /// Compares what is shown without an allocator.
+    fn alloc_free_eq(value: &impl core::fmt::Display, expected: &str) -> bool {
+        use core::fmt::Write as _;
+        struct Rest<'a>(&'a str);
+        impl core::fmt::Write for Rest<'_> {
+            fn write_str(&mut self, part: &str) -> core::fmt::Result {
+                self.0 = self.0.strip_prefix(part).ok_or(core::fmt::Error)?;
+                Ok(())
+            }
+        }
+        let mut rest = Rest(expected);
+        write!(rest, "{value}").is_ok() && rest.0.is_empty()
     }
 }

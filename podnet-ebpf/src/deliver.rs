@@ -1,4 +1,4 @@
-//! The last step into a pod of this node. It is switching, not routing: the TTL stays as it is.
+//! The last step into a pod of this node.
 
 use aya_ebpf::{
     helpers::{bpf_redirect_peer, bpf_skb_change_type},
@@ -6,12 +6,11 @@ use aya_ebpf::{
 };
 use podnet_common::verdict::Verdict;
 
-use crate::{endpoint::Target, packet, trace, verdict::Decision};
+use crate::{endpoint::Target, hop, ip::Family, packet, trace, verdict::Decision};
 
-/// Makes the frame the pod's own and redirects it to the pod's end of the veth.
+/// Delivers what another pod of this node sent. That is switching, not routing: the TTL stays as it is.
 #[inline(always)]
-pub(crate) fn deliver(ctx: &TcContext, endpoint: Target) -> Decision {
-    let ifindex = endpoint.ifindex();
+pub(crate) fn switch(ctx: &TcContext, endpoint: Target) -> Decision {
     // `bpf_redirect_peer` delivers with the type that the frame got at the host end; a pod drops what is not for a
     // host. Pods send to the bridge's MAC, which the host end has, too, so this is rare.
     if !packet::is_for_this_host(ctx) {
@@ -24,6 +23,22 @@ pub(crate) fn deliver(ctx: &TcContext, endpoint: Target) -> Decision {
     if packet::set_macs(ctx, endpoint.macs()).is_none() {
         return Decision::pass(Verdict::PassedUnsupported);
     }
+    redirect(ctx, endpoint)
+}
+
+/// Delivers what another node sent to this host, as a router does. `hop::refusal` has not refused the packet.
+#[inline(always)]
+pub(crate) fn route(ctx: &TcContext, endpoint: Target, family: Family) -> Decision {
+    // Both succeed or neither: the first needs more of the header than the second.
+    if hop::count_down(ctx, family).is_none() || packet::set_macs(ctx, endpoint.macs()).is_none() {
+        return Decision::pass(Verdict::PassedUnsupported);
+    }
+    redirect(ctx, endpoint)
+}
+
+#[inline(always)]
+fn redirect(ctx: &TcContext, endpoint: Target) -> Decision {
+    let ifindex = endpoint.ifindex();
     trace::redirected(ctx.skb.skb, ifindex);
     // SAFETY: the helper only notes the interface for the kernel, which redirects after the program's end.
     let action = unsafe { bpf_redirect_peer(ifindex, 0) };

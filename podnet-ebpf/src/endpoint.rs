@@ -53,6 +53,13 @@ impl Target {
         unsafe { (*self.0).ifindex }
     }
 
+    /// MTU of the veth.
+    #[inline(always)]
+    pub(crate) fn mtu(self) -> u32 {
+        // SAFETY: as for `ifindex`.
+        unsafe { (*self.0).mtu }
+    }
+
     /// Whether packets from or to the endpoint need a look at the flow.
     #[inline(always)]
     pub(crate) fn is_touched(self) -> bool {

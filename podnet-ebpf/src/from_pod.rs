@@ -1,19 +1,17 @@
-//! What happens to a packet that a pod sends: known interface? own MAC? own address? pod of this node? into it.
+//! What happens to a packet that a pod sends: known interface? own MAC? own address? pod of this node? into it. Pod of
+//! another node? to it.
 //!
 //! Anti-spoofing comes first and is complete before anything is forwarded, or handed to the kernel. Only common
 //! packets (IPv4, IPv6 with TCP or UDP) stay in this file; all others are judged by subprograms.
 
 use aya_ebpf::programs::TcContext;
-use podnet_common::{
-    endpoint::EndpointSource,
-    verdict::{DropReason, Verdict},
-};
+use podnet_common::verdict::{DropReason, Verdict};
 
 use crate::{
     arp,
     endpoint::{self, Source},
     forward, guard,
-    ip::{Address, Ip, Transport, ethertype, protocol},
+    ip::{Address, Family, Ip, Transport, ethertype, protocol},
     packet::{self, ETHERNET_LEN},
     verdict::Decision,
     vlan,
@@ -54,11 +52,12 @@ fn ipv4(ctx: &TcContext, source: Source) -> Result<Decision, DropReason> {
     }
     let fragment = header.read::<u16, 20>() & guard::IPV4_FRAGMENT_MASK.to_be() != 0;
     let packet = Ip {
+        family: Family::V4,
         source: Address::from_v4(from),
         destination: Address::from_v4(header.read::<u32, 30>()),
         transport: Transport::new(header.read::<u8, 23>(), 34, fragment),
     };
-    Ok(forward::forward(ctx, source, &packet, EndpointSource::KERNEL_TOUCHED_V4))
+    Ok(forward::forward(ctx, source, &packet))
 }
 
 #[inline(always)]
@@ -78,7 +77,7 @@ fn ipv6(ctx: &TcContext, source: Source) -> Result<Decision, DropReason> {
     if transport.is_neighbor_discovery() {
         return Ok(Decision::pass(Verdict::PassedNotForwarded));
     }
-    let packet =
-        Ip { source: from, destination: Address::new(header.read::<u64, 38>(), header.read::<u64, 46>()), transport };
-    Ok(forward::forward(ctx, source, &packet, EndpointSource::KERNEL_TOUCHED_V6))
+    let destination = Address::new(header.read::<u64, 38>(), header.read::<u64, 46>());
+    let packet = Ip { family: Family::V6, source: from, destination, transport };
+    Ok(forward::forward(ctx, source, &packet))
 }

@@ -26,6 +26,16 @@ pub(crate) fn ipv4(
     from: u32,
     available: u32,
 ) -> Result<(), DropReason> {
+    ipv4_lengths(version_ihl, total_len, available)?;
+    if from != source.v4() || from == 0 {
+        return Err(DropReason::SpoofedAddress);
+    }
+    Ok(())
+}
+
+/// Checks that an IPv4 packet is as long as it says; see [`ipv4`].
+#[inline(always)]
+pub(crate) fn ipv4_lengths(version_ihl: u8, total_len: u16, available: u32) -> Result<(), DropReason> {
     // A BIG TCP packet says 0 for a length beyond 65,535 (kernel commit b1a78b9b9886), which passes here.
     if u32::from(u16::from_be(total_len)) > available {
         return Err(DropReason::Malformed);
@@ -35,9 +45,6 @@ pub(crate) fn ipv4(
         if version_ihl >> 4 != 4 || header_len < 20 || header_len > available {
             return Err(DropReason::Malformed);
         }
-    }
-    if from != source.v4() || from == 0 {
-        return Err(DropReason::SpoofedAddress);
     }
     Ok(())
 }

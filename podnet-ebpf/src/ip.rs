@@ -2,7 +2,7 @@
 
 use core::ptr;
 
-use podnet_common::{address::Address as AddressKey, verdict::DropReason};
+use podnet_common::{address::Address as AddressKey, endpoint::EndpointSource, verdict::DropReason};
 
 /// Ethertypes in host byte order.
 pub(crate) mod ethertype {
@@ -60,8 +60,27 @@ pub(crate) mod icmpv6 {
     pub(crate) const MLD2_REPORT: u8 = 143;
 }
 
+/// Family of a packet. Known at compile time wherever it matters, since each has a path of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// The `KERNEL_TOUCHED_*` bit of the family.
+    #[inline(always)]
+    pub(crate) const fn touched_flag(self) -> u32 {
+        match self {
+            Self::V4 => EndpointSource::KERNEL_TOUCHED_V4,
+            Self::V6 => EndpointSource::KERNEL_TOUCHED_V6,
+        }
+    }
+}
+
 /// A packet that may be forwarded.
 pub(crate) struct Ip {
+    pub(crate) family: Family,
     pub(crate) source: Address,
     pub(crate) destination: Address,
     pub(crate) transport: Transport,
@@ -92,10 +111,71 @@ impl Address {
         Self { high: 0, low }
     }
 
+    /// The mask that keeps the v4-mapped prefix and these bits of an IPv4 address, as they stand in a packet.
+    #[inline(always)]
+    pub(crate) const fn v4_mask(mask: u32) -> Self {
+        let low = if cfg!(target_endian = "little") {
+            (mask as u64) << 32 | 0xffff_ffff
+        } else {
+            0xffff_ffff_0000_0000 | mask as u64
+        };
+        Self { high: u64::MAX, low }
+    }
+
+    /// See [`Address::to_words`].
+    #[inline(always)]
+    pub(crate) const fn from_words([a, b, c, d]: [u32; 4]) -> Self {
+        if cfg!(target_endian = "little") {
+            Self { high: a as u64 | (b as u64) << 32, low: c as u64 | (d as u64) << 32 }
+        } else {
+            Self { high: (a as u64) << 32 | b as u64, low: (c as u64) << 32 | d as u64 }
+        }
+    }
+
     #[inline(always)]
     pub(crate) const fn from_octets(octets: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
         Self { high: u64::from_ne_bytes([a, b, c, d, e, f, g, h]), low: u64::from_ne_bytes([i, j, k, l, m, n, o, p]) }
+    }
+
+    /// The bits of the address that are set in a mask.
+    #[inline(always)]
+    pub(crate) const fn masked(self, mask: Self) -> Self {
+        Self { high: self.high & mask.high, low: self.low & mask.low }
+    }
+
+    /// The IPv4 address as it stands in a packet, if this is one: a v4-mapped address. What has such an address in an
+    /// IPv6 header is no pod's or node's.
+    #[inline(always)]
+    pub(crate) const fn to_v4(self) -> Option<u32> {
+        let (prefix, v4) = if cfg!(target_endian = "little") {
+            (self.low as u32, (self.low >> 32) as u32)
+        } else {
+            ((self.low >> 32) as u32, self.low as u32)
+        };
+        if self.high == 0 && prefix == u32::from_be(0xffff) { Some(v4) } else { None }
+    }
+
+    /// Whether this is a v4-mapped address in an IPv6 header; see [`Address::to_v4`].
+    #[inline(always)]
+    pub(crate) fn is_v6_mapped(self, family: Family) -> bool {
+        family == Family::V6 && self.to_v4().is_some()
+    }
+
+    /// Whether the address is link-local (RFC 4291, section 2.5.6).
+    #[inline(always)]
+    pub(crate) const fn is_link_local(self) -> bool {
+        u64::from_be(self.high) >> 54 == 0xfe80 >> 6
+    }
+
+    /// The address as four words that stand in memory as it stands in a packet.
+    #[inline(always)]
+    pub(crate) const fn to_words(self) -> [u32; 4] {
+        if cfg!(target_endian = "little") {
+            [self.high as u32, (self.high >> 32) as u32, self.low as u32, (self.low >> 32) as u32]
+        } else {
+            [(self.high >> 32) as u32, self.high as u32, (self.low >> 32) as u32, self.low as u32]
+        }
     }
 
     /// Whether it is anything but `::`.
@@ -136,6 +216,7 @@ impl Transport {
     const LATER_FRAGMENT: u64 = 1 << 9;
     const NEIGHBOR_DISCOVERY: u64 = 1 << 10;
     const LINK_SCOPED: u64 = 1 << 11;
+    const UNSUPPORTED: u64 = 1 << 12;
     const OFFSET_SHIFT: u32 = 16;
 
     /// `fragment`: the packet is a part of a bigger one, or its transport header is not to be looked at for another
@@ -193,6 +274,17 @@ impl Transport {
     pub(crate) const fn is_link_scoped(self) -> bool {
         self.0 & Self::LINK_SCOPED != 0
     }
+
+    /// The packet has IP options: it is the kernel's, and its transport header is elsewhere.
+    #[inline(always)]
+    pub(crate) const fn as_unsupported(self) -> Self {
+        Self(self.0 | Self::UNSUPPORTED)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is_unsupported(self) -> bool {
+        self.0 & Self::UNSUPPORTED != 0
+    }
 }
 
 /// A `Result<Transport, DropReason>` in one word: a BPF subprogram returns no more.
@@ -245,6 +337,27 @@ mod tests {
         assert_eq!(low.is_before(low), None);
         let near = |last| Address::from_v4(u32::from_ne_bytes([10, 244, 1, last]));
         assert_eq!(near(2).is_before(near(200)), Some(true));
+    }
+
+    #[test]
+    fn masks_and_words_follow_the_bytes() {
+        let v4 = u32::from_ne_bytes([10, 244, 1, 2]);
+        let masked = Address::from_v4(v4).masked(Address::v4_mask(u32::from_ne_bytes([255, 255, 255, 0])));
+        assert_eq!(masked.as_key().octets, AddressKey::from_v4_octets([10, 244, 1, 0]).octets);
+        assert_eq!(Address::from_v4(v4).to_v4(), Some(v4));
+        assert!(Address::from_v4(v4).is_v6_mapped(Family::V6) && !Address::from_v4(v4).is_v6_mapped(Family::V4));
+        let octets: [u8; 16] = core::array::from_fn(|i| i as u8 * 17);
+        let address = Address::from_octets(octets);
+        assert_eq!((address.to_v4(), address.is_v6_mapped(Family::V6)), (None, false));
+        assert_eq!(address.to_words().map(u32::to_ne_bytes).concat(), octets);
+        assert_eq!(Address::from_words(address.to_words()), address);
+    }
+
+    #[test]
+    fn link_local_is_ten_bits() {
+        let with = |a, b| Address::from_octets([a, b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]).is_link_local();
+        assert!(with(0xfe, 0x80) && with(0xfe, 0xbf));
+        assert!(!with(0xfe, 0x7f) && !with(0xfe, 0xc0) && !with(0xfd, 0x80) && !with(0, 0));
     }
 
     #[test]

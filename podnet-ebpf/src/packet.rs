@@ -26,6 +26,18 @@ impl<const LEN: usize> Headers<LEN> {
         // SAFETY: `LEN` bytes from `start` on are in the packet, and the word is within them (asserted above).
         unsafe { W::load::<OFFSET>(self.start) }
     }
+
+    /// Writes a word in the packet's own byte order.
+    ///
+    /// A store by pointer saves a call of `bpf_skb_store_bytes`, a fifth of the program's time. It makes the kernel put a
+    /// prologue before the program (`tc_cls_act_prologue`), which unshares a cloned packet; for TCP's own clones, whose
+    /// headers are private already, that is as much work as the call.
+    #[inline(always)]
+    pub(crate) fn write<W: Word, const OFFSET: usize>(self, word: W) {
+        const { assert!(OFFSET + size_of::<W>() <= LEN) }
+        // SAFETY: as for `read`; the packet is private to this program.
+        unsafe { word.store::<OFFSET>(self.start.cast_mut()) }
+    }
 }
 
 /// Integers that any bytes are valid for, and one instruction loads.
@@ -40,10 +52,17 @@ pub(crate) trait Word: Copy {
     ///
     /// `start + OFFSET` is valid for reads of a word.
     unsafe fn load<const OFFSET: usize>(start: *const u8) -> Self;
+
+    /// Stores a word.
+    ///
+    /// # Safety
+    ///
+    /// `start + OFFSET` is valid for writes of a word.
+    unsafe fn store<const OFFSET: usize>(self, start: *mut u8);
 }
 
 macro_rules! word {
-    ($type:ident, $instruction:literal) => {
+    ($type:ident, $load:literal, $store:literal) => {
         impl Word for $type {
             #[inline(always)]
             #[cfg(target_arch = "bpf")]
@@ -52,7 +71,7 @@ macro_rules! word {
                 // SAFETY: the caller's promise; the instruction does nothing but load.
                 unsafe {
                     core::arch::asm!(
-                        $instruction,
+                        $load,
                         word = lateout(reg) word,
                         start = in(reg) start,
                         offset = const OFFSET,
@@ -68,14 +87,36 @@ macro_rules! word {
                 // SAFETY: the caller's promise.
                 unsafe { start.add(OFFSET).cast::<Self>().read_unaligned() }
             }
+
+            #[inline(always)]
+            #[cfg(target_arch = "bpf")]
+            unsafe fn store<const OFFSET: usize>(self, start: *mut u8) {
+                // SAFETY: the caller's promise; the instruction does nothing but store.
+                unsafe {
+                    core::arch::asm!(
+                        $store,
+                        start = in(reg) start,
+                        word = in(reg) u64::from(self),
+                        offset = const OFFSET,
+                        options(nostack, preserves_flags),
+                    );
+                }
+            }
+
+            #[inline(always)]
+            #[cfg(not(target_arch = "bpf"))]
+            unsafe fn store<const OFFSET: usize>(self, start: *mut u8) {
+                // SAFETY: the caller's promise.
+                unsafe { start.add(OFFSET).cast::<Self>().write_unaligned(self) }
+            }
         }
     };
 }
 
-word!(u8, "{word} = *(u8 *)({start} + {offset})");
-word!(u16, "{word} = *(u16 *)({start} + {offset})");
-word!(u32, "{word} = *(u32 *)({start} + {offset})");
-word!(u64, "{word} = *(u64 *)({start} + {offset})");
+word!(u8, "{word} = *(u8 *)({start} + {offset})", "*(u8 *)({start} + {offset}) = {word}");
+word!(u16, "{word} = *(u16 *)({start} + {offset})", "*(u16 *)({start} + {offset}) = {word}");
+word!(u32, "{word} = *(u32 *)({start} + {offset})", "*(u32 *)({start} + {offset}) = {word}");
+word!(u64, "{word} = *(u64 *)({start} + {offset})", "*(u64 *)({start} + {offset}) = {word}");
 
 /// Returns the packet's first `LEN` bytes.
 ///
@@ -102,45 +143,13 @@ pub(crate) fn linear<const LEN: usize>(ctx: &TcContext) -> Option<Headers<LEN>> 
 }
 
 /// Overwrites both MACs of the frame. `None`: its header is not linear.
-///
-/// A store by pointer saves a call of `bpf_skb_store_bytes`, a fifth of the program's time. It makes the kernel put a
-/// prologue before the program (`tc_cls_act_prologue`), which unshares a cloned packet; for TCP's own clones, whose
-/// headers are private already, that is as much work as the call.
 #[inline(always)]
 pub(crate) fn set_macs(ctx: &TcContext, macs: [u32; 3]) -> Option<()> {
-    let Headers { start } = linear::<{ ETHERNET_LEN as usize }>(ctx)?;
-    // SAFETY: 14 bytes from `start` on are in the packet, which is private to this program.
-    unsafe {
-        store_word::<0>(start, macs[0]);
-        store_word::<4>(start, macs[1]);
-        store_word::<8>(start, macs[2]);
-    }
+    let headers = linear::<{ ETHERNET_LEN as usize }>(ctx)?;
+    headers.write::<u32, 0>(macs[0]);
+    headers.write::<u32, 4>(macs[1]);
+    headers.write::<u32, 8>(macs[2]);
     Some(())
-}
-
-/// Stores a word that may be misaligned; see [`Word`].
-///
-/// # Safety
-///
-/// `start + OFFSET` is valid for writes of a word.
-#[inline(always)]
-unsafe fn store_word<const OFFSET: usize>(start: *const u8, word: u32) {
-    #[cfg(target_arch = "bpf")]
-    // SAFETY: the caller's promise; the instruction does nothing but store.
-    unsafe {
-        core::arch::asm!(
-            "*(u32 *)({start} + {offset}) = {word}",
-            start = in(reg) start,
-            word = in(reg) u64::from(word),
-            offset = const OFFSET,
-            options(nostack, preserves_flags),
-        );
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    // SAFETY: the caller's promise.
-    unsafe {
-        start.cast_mut().add(OFFSET).cast::<u32>().write_unaligned(word);
-    }
 }
 
 /// Index of the interface at whose hook the packet is.
@@ -148,6 +157,21 @@ unsafe fn store_word<const OFFSET: usize>(start: *const u8, word: u32) {
 pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: the context is readable while the program runs.
     unsafe { (*ctx.skb.skb).ifindex }
+}
+
+/// Index of the interface by which the kernel received the packet last: of a packet that goes out, and has been forwarded,
+/// where it came from. Zero: the node made it.
+#[inline(always)]
+pub(crate) fn ingress_ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: as for `ifindex`.
+    unsafe { (*ctx.skb.skb).ingress_ifindex }
+}
+
+/// Payload of each segment of a GSO packet in bytes; zero for all others.
+#[inline(always)]
+pub(crate) fn gso_size(ctx: &TcContext) -> u32 {
+    // SAFETY: as for `ifindex`.
+    unsafe { (*ctx.skb.skb).gso_size }
 }
 
 /// Whether the kernel took a VLAN tag out of the frame.

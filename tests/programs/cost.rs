@@ -61,7 +61,8 @@ fn cost_of_a_run() {
     print("from_pod, IPv4 TCP, flow of the kernel, passed", node.nanoseconds(FROM_POD, a.ifindex, &tcp_packet));
     drop(node);
 
-    let mut lean = Node::with_settings(Settings { events_per_tick: 0, count_verdicts: 0 }, LogLevel::Off);
+    let mut lean =
+        Node::with_settings(Settings { events_per_tick: 0, count_verdicts: 0, ..Settings::DEFAULT }, LogLevel::Off);
     repeatable(&mut lean);
     print("from_pod, IPv4 TCP, redirected, not counted", lean.nanoseconds(FROM_POD, a.ifindex, &tcp_packet));
 }

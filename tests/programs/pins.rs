@@ -87,7 +87,7 @@ fn upsert_preserves_flags_and_writes_only_what_differs() {
 fn a_missing_pin_is_named() {
     let bpffs = Bpffs::new();
     let missing = error(Maps::from_pins(&pin_dir(bpffs.path())));
-    assert!(missing.contains("v1/ENDPOINTS") && missing.contains("has the daemon run"), "{missing}");
+    assert!(missing.contains("/ENDPOINTS") && missing.contains("has the daemon run"), "{missing}");
     let missing = error(Events::from_pins(bpffs.path()));
     assert!(missing.contains("/EVENTS"), "{missing}");
 }
@@ -102,7 +102,7 @@ fn a_map_of_another_layout_is_refused() {
     foreign.pin(&path).unwrap();
     for refused in [error(Datapath::load(&pins, Settings::DEFAULT, LogLevel::Off)), error(Maps::from_pins(&pins))] {
         let path = path.display().to_string();
-        for part in [&path, "keys of 4 bytes", "values of 8 bytes", "keys of 16 bytes", "values of 20 bytes", "remove"]
+        for part in [&path, "keys of 4 bytes", "values of 8 bytes", "keys of 16 bytes", "values of 24 bytes", "remove"]
         {
             assert!(refused.contains(part), "{part:?} is in {refused}");
         }

@@ -1,12 +1,13 @@
 //! `podnet maps dump`: prints the eBPF maps from their pins, whether or not the daemon runs.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, net::IpAddr, path::Path};
 
 use anyhow::{Result, bail};
 use podnet_common::{
     endpoint::{Endpoint, EndpointSource},
     flow::Flow,
     map_name,
+    node::Node,
 };
 use serde_json::{Map, Value, json};
 
@@ -24,8 +25,18 @@ struct Dump {
 }
 
 /// Maps that have entries; `EVENTS` is a stream.
-const DUMPABLE: [&str; 4] =
-    [map_name::ENDPOINTS, map_name::ENDPOINTS_BY_IFINDEX, map_name::KERNEL_FLOWS, map_name::COUNTERS];
+const DUMPABLE: [&str; 7] = [
+    map_name::ENDPOINTS,
+    map_name::ENDPOINTS_BY_IFINDEX,
+    map_name::NODES,
+    map_name::NODES_LPM,
+    map_name::NODE_ADDRESSES,
+    map_name::KERNEL_FLOWS,
+    map_name::COUNTERS,
+];
+
+/// Columns of `NODES` and `NODES_LPM`.
+const NODE_HEADING: [&str; 9] = ["network", "id", "way", "address", "next_hop", "ifindex", "mtu", "mac", "own_mac"];
 
 /// Prints one map, or all that have entries.
 ///
@@ -89,14 +100,15 @@ fn read(maps: &Maps, name: &'static str, pods: &HashMap<u32, String>) -> Result<
     let pod = |ifindex: u32| pods.get(&ifindex).map_or(Value::Null, |name| json!(name));
     let (heading, mut rows): (&[&str], Vec<Vec<Value>>) = match name {
         map_name::ENDPOINTS => (
-            &["address", "ifindex", "mac", "gateway_mac", "flags", "pod"],
+            &["address", "ifindex", "mac", "gateway_mac", "mtu", "flags", "pod"],
             maps.endpoints()?
                 .into_iter()
                 .map(|(address, endpoint)| {
                     let flags = flags(endpoint.flags, &[(Endpoint::KERNEL_TOUCHED, "kernel-touched")]);
                     let (mac, gateway_mac) = (Mac(endpoint.mac), Mac(endpoint.gateway_mac));
-                    let ifindex = endpoint.ifindex;
-                    vec![json!(address.to_ip()), json!(ifindex), json!(mac), json!(gateway_mac), flags, pod(ifindex)]
+                    let (ifindex, mtu) = (json!(endpoint.ifindex), json!(endpoint.mtu));
+                    let address = json!(address.to_ip());
+                    vec![address, ifindex, json!(mac), json!(gateway_mac), mtu, flags, pod(endpoint.ifindex)]
                 })
                 .collect(),
         ),
@@ -116,6 +128,21 @@ fn read(maps: &Maps, name: &'static str, pods: &HashMap<u32, String>) -> Result<
                     );
                     vec![json!(ifindex), json!(v4), json!(v6), json!(Mac(source.mac)), flags, pod(ifindex)]
                 })
+                .collect(),
+        ),
+        map_name::NODES => (
+            &NODE_HEADING,
+            maps.nodes()?.into_iter().map(|(network, node)| node_row(network.to_ip().to_string(), &node)).collect(),
+        ),
+        map_name::NODES_LPM => (
+            &NODE_HEADING,
+            maps.node_prefixes()?.into_iter().map(|(prefix, node)| node_row(prefix.to_string(), &node)).collect(),
+        ),
+        map_name::NODE_ADDRESSES => (
+            &["address", "id"],
+            maps.node_addresses()?
+                .into_iter()
+                .map(|(address, owner)| vec![json!(address.to_ip()), json!(owner.id)])
                 .collect(),
         ),
         map_name::KERNEL_FLOWS => (
@@ -155,6 +182,34 @@ fn read(maps: &Maps, name: &'static str, pods: &HashMap<u32, String>) -> Result<
         rows.sort_by_cached_key(|row| Value::Array(row.clone()).to_string());
     }
     Ok(Dump { name, heading, rows })
+}
+
+/// The row of a node in the order of [`NODE_HEADING`]; what its way does not use is absent.
+fn node_row(network: String, node: &Node) -> Vec<Value> {
+    let address = |address: podnet_common::address::Address| match address.to_ip() {
+        IpAddr::V6(v6) if v6.is_unspecified() => Value::Null,
+        address => json!(address),
+    };
+    let mac = |mac: [u8; 6]| if mac == [0; 6] { Value::Null } else { json!(Mac(mac)) };
+    let way = match node.flags {
+        flags if flags & Node::LOCAL != 0 => "local",
+        flags if flags & Node::OVERLAY != 0 => "overlay",
+        flags if flags & Node::DIRECT != 0 => "direct",
+        _ => "kernel",
+    };
+    let ifindex = (node.ifindex != 0).then_some(node.ifindex);
+    let (from, to) = (address(node.address), address(node.next_hop));
+    vec![
+        json!(network),
+        json!(node.id),
+        json!(way),
+        from,
+        to,
+        json!(ifindex),
+        json!(node.mtu),
+        mac(node.mac),
+        mac(node.own_mac),
+    ]
 }
 
 fn flags(bits: u32, names: &[(u32, &str)]) -> Value {

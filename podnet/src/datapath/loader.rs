@@ -60,7 +60,7 @@ impl Datapath {
             loader.map_pin_path(name, Cow::from(pin_dir.join(name)));
         }
         let mut ebpf = loader.load(object).map_err(|error| load_error(error, pin_dir))?;
-        for name in [program_name::FROM_POD, program_name::TO_POD] {
+        for name in program_name::ALL {
             classifier_mut(&mut ebpf, name)?.load().map_err(|error| program_error(name, error))?;
         }
         let maps = Maps::from_pins(pin_dir)?;
@@ -122,11 +122,18 @@ impl Datapath {
         program.try_into().with_context(|| format!("find program {name} in the eBPF object"))
     }
 
-    fn program_fd(&self, name: &str) -> Result<BorrowedFd<'_>> {
+    /// Returns a program, to attach it.
+    pub(super) fn program_mut(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        classifier_mut(&mut self.ebpf, name)
+    }
+
+    /// Returns the descriptor of a program.
+    pub fn program_fd(&self, name: &str) -> Result<BorrowedFd<'_>> {
         Ok(self.program(name)?.fd().with_context(|| format!("find the descriptor of program {name}"))?.as_fd())
     }
 
-    fn program_id(&self, name: &str) -> Result<u32> {
+    /// Returns the kernel's number of a program.
+    pub fn program_id(&self, name: &str) -> Result<u32> {
         Ok(self.program(name)?.info().with_context(|| format!("examine program {name}"))?.id())
     }
 }

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray},
+    maps::{
+        HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use podnet_common::{
     LAYOUT_VERSION,
@@ -112,6 +115,9 @@ pub struct Maps {
     pin_dir: PathBuf,
     endpoints: HashMap<MapData, Address, Endpoint>,
     sources: HashMap<MapData, u32, EndpointSource>,
+    nodes: HashMap<MapData, Address, Node>,
+    node_prefixes: LpmTrie<MapData, Address, Node>,
+    node_addresses: HashMap<MapData, Address, NodeAddress>,
     flows: HashMap<MapData, FlowKey, Flow>,
     counters: PerCpuArray<MapData, Counter>,
 }
@@ -130,6 +136,11 @@ impl Maps {
             sources: open(pin_dir, map_name::ENDPOINTS_BY_IFINDEX)?
                 .try_into()
                 .with_context(typed(map_name::ENDPOINTS_BY_IFINDEX))?,
+            nodes: open(pin_dir, map_name::NODES)?.try_into().with_context(typed(map_name::NODES))?,
+            node_prefixes: open(pin_dir, map_name::NODES_LPM)?.try_into().with_context(typed(map_name::NODES_LPM))?,
+            node_addresses: open(pin_dir, map_name::NODE_ADDRESSES)?
+                .try_into()
+                .with_context(typed(map_name::NODE_ADDRESSES))?,
             flows: open(pin_dir, map_name::KERNEL_FLOWS)?.try_into().with_context(typed(map_name::KERNEL_FLOWS))?,
             counters: open(pin_dir, map_name::COUNTERS)?.try_into().with_context(typed(map_name::COUNTERS))?,
         })
@@ -207,6 +218,74 @@ impl Maps {
             self.upsert_source(ifindex, EndpointSource { flags, ..source })?;
         }
         Ok(())
+    }
+
+    /// Returns the node that has the pod CIDR of the usual size with this network address.
+    pub fn node(&self, network: Address) -> Result<Option<Node>> {
+        found(self.nodes.get(&network, 0)).with_context(|| format!("look up {} in NODES", network.to_ip()))
+    }
+
+    /// Returns every node by the network addresses of its pod CIDRs of the usual size; see [`Maps::endpoints`].
+    pub fn nodes(&self) -> Result<Vec<(Address, Node)>> {
+        entries(&self.nodes).context("read NODES")
+    }
+
+    /// Makes the entry of a pod CIDR of the usual size what it should be, and returns whether it was something else. The
+    /// programs see the old entry or the new one, and nothing between.
+    pub fn upsert_node(&mut self, network: Address, node: Node) -> Result<bool> {
+        let current = self.node(network)?;
+        upsert(&mut self.nodes, network, current, node).with_context(|| format!("write {} to NODES", network.to_ip()))
+    }
+
+    /// Removes a pod CIDR of the usual size; an absent one is success. Returns whether it was there.
+    pub fn remove_node(&mut self, network: Address) -> Result<bool> {
+        removed(self.nodes.remove(&network)).with_context(|| format!("remove {} from NODES", network.to_ip()))
+    }
+
+    /// Returns every node by its pod CIDRs of other sizes; see [`Maps::endpoints`].
+    pub fn node_prefixes(&self) -> Result<Vec<(NodePrefix, Node)>> {
+        self.node_prefixes
+            .iter()
+            .map(|entry| {
+                let (key, node) = entry?;
+                Ok((NodePrefix { prefix_len: key.prefix_len(), address: key.data() }, node))
+            })
+            .collect::<Result<_, MapError>>()
+            .context("read NODES_LPM")
+    }
+
+    /// Makes the entry of a pod CIDR of another size what it should be, and returns whether its addresses led elsewhere.
+    /// It is written in any case: a look-up may find a shorter prefix, and cannot tell.
+    pub fn upsert_node_prefix(&mut self, prefix: NodePrefix, node: Node) -> Result<bool> {
+        let key = Key::new(prefix.prefix_len, prefix.address);
+        let operation = || format!("write {prefix} to NODES_LPM");
+        let current = found(self.node_prefixes.get(&key, 0)).with_context(operation)?;
+        self.node_prefixes.insert(&key, node, 0).with_context(operation)?;
+        Ok(current != Some(node))
+    }
+
+    /// Removes a pod CIDR of another size; an absent one is success. Returns whether it was there.
+    pub fn remove_node_prefix(&mut self, prefix: NodePrefix) -> Result<bool> {
+        removed(self.node_prefixes.remove(&Key::new(prefix.prefix_len, prefix.address)))
+            .with_context(|| format!("remove {prefix} from NODES_LPM"))
+    }
+
+    /// Returns whose every address of a node is; see [`Maps::endpoints`].
+    pub fn node_addresses(&self) -> Result<Vec<(Address, NodeAddress)>> {
+        entries(&self.node_addresses).context("read NODE_ADDRESSES")
+    }
+
+    /// Makes the entry of a node's address what it should be; see [`Maps::upsert_node`].
+    pub fn upsert_node_address(&mut self, address: Address, owner: NodeAddress) -> Result<bool> {
+        let operation = || format!("write {} to NODE_ADDRESSES", address.to_ip());
+        let current = found(self.node_addresses.get(&address, 0)).with_context(operation)?;
+        upsert(&mut self.node_addresses, address, current, owner).with_context(operation)
+    }
+
+    /// Removes a node's address; an absent one is success. Returns whether it was there.
+    pub fn remove_node_address(&mut self, address: Address) -> Result<bool> {
+        removed(self.node_addresses.remove(&address))
+            .with_context(|| format!("remove {} from NODE_ADDRESSES", address.to_ip()))
     }
 
     /// Returns the flows, in no order.

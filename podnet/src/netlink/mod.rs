@@ -17,6 +17,7 @@ use rtnetlink::{
 };
 
 pub mod address;
+pub mod filter;
 pub mod link;
 pub mod monitor;
 pub mod neighbor;

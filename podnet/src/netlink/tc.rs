@@ -36,8 +36,8 @@ impl Block {
 }
 
 // Attributes of <linux/rtnetlink.h> that rtnetlink has no name for.
-const TCA_INGRESS_BLOCK: u16 = 13;
-const TCA_EGRESS_BLOCK: u16 = 14;
+pub(super) const TCA_INGRESS_BLOCK: u16 = 13;
+pub(super) const TCA_EGRESS_BLOCK: u16 = 14;
 /// `TC_H_CLSACT` of <linux/pkt_sched.h>.
 const TC_H_CLSACT: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
 /// Handle of the clsact qdisc, as the kernel names it.
@@ -49,17 +49,37 @@ const FILTER_HANDLE: TcHandle = TcHandle { major: 0, minor: 1 };
 /// `ETH_P_ALL` of <linux/if_ether.h>: the filter sees every protocol.
 const ETH_P_ALL: u16 = 3;
 
-/// Returns the request that attaches a veth to the shared blocks. A veth that is attached already is success.
-#[must_use]
-pub fn attach(ifindex: u32) -> Request {
+/// The message about clsact on a link.
+pub(super) fn clsact_message(ifindex: u32) -> TcMessage {
     let mut message = TcMessage::with_index(ifindex as i32);
     message.header.parent = TC_H_CLSACT;
     message.header.handle = CLSACT_HANDLE;
-    message.attributes = vec![
-        TcAttribute::Kind("clsact".to_owned()),
-        TcAttribute::Other(DefaultNla::new(TCA_INGRESS_BLOCK, Block::FromPod.index().to_ne_bytes().to_vec())),
-        TcAttribute::Other(DefaultNla::new(TCA_EGRESS_BLOCK, Block::ToPod.index().to_ne_bytes().to_vec())),
-    ];
+    message.attributes = vec![TcAttribute::Kind("clsact".to_owned())];
+    message
+}
+
+/// Priority and protocol of podnet's filters as `tcm_info`.
+pub(super) fn filter_info() -> u32 {
+    u32::from(PRIORITY) << 16 | u32::from(ETH_P_ALL.to_be())
+}
+
+/// Returns the ID of the program of a filter.
+pub(super) fn program_of(filter: &TcMessage) -> Option<u32> {
+    filter.attributes.iter().find_map(|attribute| {
+        let TcAttribute::Options(options) = attribute else { return None };
+        options.iter().find_map(|option| match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+            _ => None,
+        })
+    })
+}
+
+/// Returns the request that attaches a veth to the shared blocks. A veth that is attached already is success.
+#[must_use]
+pub fn attach(ifindex: u32) -> Request {
+    let block = |kind, block: Block| TcAttribute::Other(DefaultNla::new(kind, block.index().to_ne_bytes().to_vec()));
+    let mut message = clsact_message(ifindex);
+    message.attributes.extend([block(TCA_INGRESS_BLOCK, Block::FromPod), block(TCA_EGRESS_BLOCK, Block::ToPod)]);
     Request::new(
         format!("attach link {ifindex} to the shared filter blocks"),
         RouteNetlinkMessage::NewQueueDiscipline(message),
@@ -87,7 +107,7 @@ fn filter_message(block: Block) -> TcMessage {
     // `tcm_block_index` shares the field `tcm_parent`.
     message.header.parent = TcHandle::from(block.index());
     message.header.handle = FILTER_HANDLE;
-    message.header.info = u32::from(PRIORITY) << 16 | u32::from(ETH_P_ALL.to_be());
+    message.header.info = filter_info();
     message
 }
 
@@ -166,13 +186,7 @@ impl Socket {
         };
         let program = answers.into_iter().find_map(|answer| {
             let RouteNetlinkMessage::NewTrafficFilter(message) = answer else { return None };
-            message.attributes.iter().find_map(|attribute| {
-                let TcAttribute::Options(options) = attribute else { return None };
-                options.iter().find_map(|option| match option {
-                    TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
-                    _ => None,
-                })
-            })
+            program_of(&message)
         });
         Ok(program)
     }
