@@ -76,7 +76,13 @@ impl PodSpec {
     /// Returns where the pod is, as the maps hold it.
     #[must_use]
     pub const fn endpoint(&self, gateway_mac: Mac) -> Endpoint {
-        Endpoint { ifindex: self.host_ifindex, flags: 0, mac: self.mac.0, gateway_mac: gateway_mac.0, mtu: self.mtu }
+        Endpoint {
+            ifindex: self.host_ifindex,
+            flags: 0,
+            mac: self.mac.0,
+            gateway_mac: gateway_mac.0,
+            mtu: self.mtu,
+        }
     }
 }
 
@@ -121,7 +127,7 @@ pub struct Actual {
     pub endpoints: Option<HashMap<Address, Endpoint>>,
     /// Entries of `ENDPOINTS_BY_IFINDEX`; `None` if there are no maps.
     pub sources: Option<HashMap<u32, EndpointSource>>,
-    /// Whether podnet's nftables table is there.
+    /// Whether podnet's nftables table is as it should be.
     pub nft: bool,
 }
 
@@ -168,7 +174,7 @@ pub enum Change {
     ReapVeth(u32),
     /// A pod's veth is gone.
     PodLost(AttachmentKey),
-    /// The nftables table is missing.
+    /// The nftables table is missing, or is not as it should be.
     InstallNft,
 }
 

@@ -45,15 +45,20 @@ impl Engine {
             bail!("the kernel has no IPv6, but pod-cidrs has an IPv6 CIDR; remove it or boot with IPv6");
         }
         self.warnings.retain(|warning| !warning.starts_with("nftables"));
-        if let Err(error) = nft::install(&self.config.bridge) {
+        if let Err(error) = nft::install(&self.nft_rules()) {
             self.nft_usable = false;
             let warning = format!(
-                "nftables: {error:#}; a pod cannot reach itself through a service address until the package nftables is installed and the daemon restarted"
+                "nftables: {error:#}; pods reach no address outside of the cluster, nor themselves through a service address, until the package nftables is installed and the daemon restarted"
             );
             warn!("{warning}");
             self.warnings.push(warning);
         }
         Ok(())
+    }
+
+    /// Returns what the nftables table should hold.
+    pub(super) fn nft_rules(&self) -> nft::Rules {
+        nft::Rules::new(&self.config, &self.config.pod_cidrs, None)
     }
 
     /// Compares the node with what should be and mends the differences. Goes on after a change that fails.
@@ -155,7 +160,7 @@ impl Engine {
                 self.reaper.doom();
             }
             Change::PodLost(key) => return self.handle_lost_pod(&key),
-            Change::InstallNft => nft::install(&self.config.bridge)?,
+            Change::InstallNft => nft::install(&self.nft_rules())?,
         }
         Ok(Applied::Done)
     }
