@@ -1,92 +1,164 @@
-//! podnet's own nftables table: the little that only netfilter can do for the kernel path.
+//! podnet's own nftables table: what only netfilter can do for the kernel path.
 //!
-//! A pod that reaches itself through a translated service address would receive a packet from its own address, which
-//! its kernel refuses. Such packets are masqueraded behind the gateway. nftables cannot compare the source with the
-//! destination; so the first packet of each flow from a pod puts the pair (source, source) into a set, and what leaves
-//! for a pod with (source, destination) in that set goes to itself.
+//! **Outside.** A pod's packet to an address outside of the cluster leaves behind the node's own address (it is
+//! masqueraded), for the world knows no way back to pods. Pods and nodes of the cluster see the pod itself. They are
+//! sets of addresses: a change of the cluster is a change of a few elements.
+//!
+//! **Hairpin.** A pod that reaches itself through a translated service address would receive a packet from its own
+//! address, which its kernel refuses. Such packets are masqueraded behind the gateway. nftables cannot compare the
+//! source with the destination; so the first packet of each flow from a pod puts the pair (source, source) into a set,
+//! and what leaves for a pod with (source, destination) in that set goes to itself.
+//!
+//! The kernel applies these rules to the first packet of a connection and keeps the outcome in its connection tracking:
+//! established connections go on when the table is replaced or removed.
 
-use anyhow::{Context as _, Result};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use ipnetwork::IpNetwork;
+use nftables::helper::{DEFAULT_ARGS, DEFAULT_NFT, NftablesError};
 use serde_json::{Value, json};
+
+use crate::{
+    cluster::Cluster,
+    config::{Config, Family},
+};
+
+mod ranges;
+mod ruleset;
 
 /// Name of the table, in family `inet`.
 pub const TABLE: &str = "podnet";
 
-/// Creates the table anew, in one transaction.
+/// Up to so many elements, [`is_installed`] counts them. nft needs 2.5 µs for each; the stamp speaks for larger sets.
+const COUNTED_ELEMENTS: usize = 2048;
+
+/// Longest part of nft's own words in an error: it repeats the whole input if it cannot read it.
+const MAX_COMPLAINT: usize = 400;
+
+/// What the table is made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Name of the bridge of pods.
+    pub bridge: String,
+    /// This node's pod CIDRs.
+    pub own: Vec<IpNetwork>,
+    /// Families whose packets to addresses outside of the cluster are masqueraded.
+    pub masquerade: Vec<Family>,
+    /// Ranges of pods, this node's included: packets to them keep their source. They may overlap.
+    pub pods: BTreeSet<IpNetwork>,
+    /// Addresses of nodes, this one's included: packets to them keep their source.
+    pub nodes: BTreeSet<IpAddr>,
+}
+
+impl Rules {
+    /// Derives the rules of a node with these pod CIDRs. Without a cluster the node is alone.
+    #[must_use]
+    pub fn new(config: &Config, own: &[IpNetwork], cluster: Option<&Cluster>) -> Self {
+        let nodes = || cluster.into_iter().flat_map(Cluster::nodes);
+        let pods = nodes().flat_map(|node| &node.pod_cidrs).chain(&config.cluster_cidrs).chain(own);
+        Self {
+            bridge: config.bridge.clone(),
+            own: own.to_vec(),
+            masquerade: config.masquerade.clone(),
+            pods: pods.copied().collect(),
+            nodes: nodes().flat_map(|node| node.addresses.iter().copied()).collect(),
+        }
+    }
+}
+
+/// Creates the table anew, in one transaction: at no moment is there no table, or half of one.
 ///
 /// # Errors
 ///
 /// `nft` is missing or refuses; the message says which.
-pub fn install(bridge: &str) -> Result<()> {
-    apply(&ruleset(bridge))
+pub fn install(rules: &Rules) -> Result<()> {
+    apply(&ruleset::whole(rules))
+}
+
+/// Changes a table that was made from `old` into that of `new`, in one transaction: only the elements that differ. If the
+/// table is not as it was left, it is created anew.
+///
+/// # Errors
+///
+/// As of [`install`].
+pub fn update(old: &Rules, new: &Rules) -> Result<()> {
+    let Some(changes) = ruleset::changes(old, new) else { return install(new) };
+    if changes.is_empty() {
+        return Ok(());
+    }
+    if let Err(error) = run(&json!({ "nftables": changes })) {
+        tracing::warn!(error = format!("{error:#}"), "change podnet's nftables table; creating it anew");
+        return install(new);
+    }
+    Ok(())
 }
 
 /// Removes the table. One that is not there is success.
 pub fn remove() -> Result<()> {
-    apply(&json!({"nftables": [table("add"), table("delete")]}))
+    apply(&ruleset::removal())
 }
 
-/// Returns whether the table is there.
-pub fn is_installed() -> Result<bool> {
-    let tables = nftables::helper::get_current_ruleset_raw(nftables::helper::DEFAULT_NFT, ["list", "tables"].to_vec())
-        .context("list nftables tables (is the package nftables installed?)")?;
-    let tables: Value = serde_json::from_str(&tables).context("read what nft answered")?;
-    Ok(tables["nftables"].as_array().is_some_and(|objects| {
-        objects.iter().any(|object| object["table"]["name"] == TABLE && object["table"]["family"] == "inet")
-    }))
+/// Returns whether the table is there and as these rules make it: its chains, the stamp of the rules that it was made
+/// from, and in sets of ordinary size the number of elements.
+///
+/// # Errors
+///
+/// `nft` is missing or cannot read.
+pub fn is_installed(rules: &Rules) -> Result<bool> {
+    // Unlike tables and sets, nft lists chains without reading the elements of every set there is.
+    let present: BTreeSet<String> = list(&["list", "chains", "inet"])?
+        .iter()
+        .filter(|object| object["chain"]["table"] == TABLE)
+        .filter_map(|object| object["chain"]["name"].as_str().map(str::to_owned))
+        .collect();
+    if present != ruleset::chains(rules) {
+        return Ok(false);
+    }
+    let expected = ruleset::counts(rules);
+    if expected.values().sum::<usize>() > COUNTED_ELEMENTS {
+        return Ok(true);
+    }
+    let mut actual: BTreeMap<String, usize> = BTreeMap::new();
+    for object in list(&["list", "table", "inet", TABLE])? {
+        if let Some(chain) = object["rule"]["chain"].as_str() {
+            *actual.entry(chain.to_owned()).or_default() += 1;
+        }
+        if let Some(name) = object["set"]["name"].as_str() {
+            actual.insert(name.to_owned(), object["set"]["elem"].as_array().map_or(0, Vec::len));
+        }
+    }
+    Ok(expected.iter().all(|(name, count)| actual.get(name).copied().unwrap_or_default() == *count))
+}
+
+fn list(arguments: &[&str]) -> Result<Vec<Value>> {
+    let text = nftables::helper::get_current_ruleset_raw(DEFAULT_NFT, arguments).map_err(explain)?;
+    let mut answer: Value = serde_json::from_str(&text).context("read what nft answered")?;
+    match answer["nftables"].take() {
+        Value::Array(objects) => Ok(objects),
+        other => Err(anyhow!("nft answered {other} instead of a list")),
+    }
 }
 
 fn apply(ruleset: &Value) -> Result<()> {
-    nftables::helper::apply_ruleset_raw(ruleset.to_string().as_str(), nftables::helper::DEFAULT_NFT, Vec::<&str>::new())
-        .map(drop)
-        .context("change nftables (is the package nftables installed?)")
+    run(ruleset).context("change nftables (is the package nftables installed?)")
 }
 
-fn table(command: &str) -> Value {
-    json!({command: {"table": {"family": "inet", "name": TABLE}}})
+fn run(ruleset: &Value) -> Result<()> {
+    let text = ruleset.to_string();
+    nftables::helper::apply_ruleset_raw(text.as_str(), DEFAULT_NFT, DEFAULT_ARGS).map(drop).map_err(explain)
 }
 
-fn ruleset(bridge: &str) -> Value {
-    // Adding before deleting makes the deletion succeed whether or not the table exists.
-    let mut commands = vec![table("add"), table("delete"), table("add")];
-    // Before DNAT (-100), when the destination is still the service address; and before others' masquerading (100).
-    commands.push(chain("prerouting", -105));
-    commands.push(chain("postrouting", 90));
-    for (set, protocol, set_type) in [("hairpin4", "ip", "ipv4_addr"), ("hairpin6", "ip6", "ipv6_addr")] {
-        let field = |name: &str| json!({"payload": {"protocol": protocol, "field": name}});
-        let reference = format!("@{set}");
-        commands.push(json!({"add": {"set": {
-            "family": "inet", "table": TABLE, "name": set, "type": [set_type, set_type],
-            "flags": ["timeout"], "timeout": 60, "size": 65535
-        }}}));
-        commands.push(rule(
-            "prerouting",
-            &[
-                interface("iifname", bridge),
-                json!({"set": {"op": "update", "elem": {"concat": [field("saddr"), field("saddr")]}, "set": reference}}),
-            ],
-        ));
-        commands.push(rule(
-            "postrouting",
-            &[
-                interface("oifname", bridge),
-                json!({"match": {"op": "==", "left": {"concat": [field("saddr"), field("daddr")]}, "right": reference}}),
-                json!({"masquerade": null}),
-            ],
-        ));
+/// Makes an error of what nft said, which the library's own message leaves out.
+fn explain(error: NftablesError) -> anyhow::Error {
+    match error {
+        NftablesError::NftFailed { stderr, .. } => {
+            let complaint: String = stderr.trim().chars().take(MAX_COMPLAINT).collect();
+            anyhow!("nft: {complaint}")
+        }
+        other => other.into(),
     }
-    json!({"nftables": commands})
-}
-
-fn chain(hook: &str, priority: i32) -> Value {
-    json!({"add": {"chain": {
-        "family": "inet", "table": TABLE, "name": hook, "type": "nat", "hook": hook, "prio": priority, "policy": "accept"
-    }}})
-}
-
-fn rule(chain: &str, expressions: &[Value]) -> Value {
-    json!({"add": {"rule": {"family": "inet", "table": TABLE, "chain": chain, "expr": expressions}}})
-}
-
-fn interface(key: &str, name: &str) -> Value {
-    json!({"match": {"op": "==", "left": {"meta": {"key": key}}, "right": name}})
 }

@@ -143,7 +143,7 @@ pub struct Actual {
     pub endpoints: Option<HashMap<Address, Endpoint>>,
     /// Entries of `ENDPOINTS_BY_IFINDEX`; `None` if there are no maps.
     pub sources: Option<HashMap<u32, EndpointSource>>,
-    /// Whether podnet's nftables table is there.
+    /// Whether podnet's nftables table is as it should be.
     pub nft: bool,
 }
 
@@ -194,7 +194,7 @@ pub enum Change {
     ReapVeth(u32),
     /// A pod's veth is gone.
     PodLost(AttachmentKey),
-    /// The nftables table is missing.
+    /// The nftables table is missing, or is not as it should be.
     InstallNft,
 }
 

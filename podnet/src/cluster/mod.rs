@@ -5,11 +5,16 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use self::static_store::StaticStore;
+use crate::config::StoreConfig;
+
 pub mod last_known;
+pub mod static_store;
+mod watch;
 
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +59,38 @@ pub trait Store: Send {
 
     /// Waits for the next news; the first is the state at start. Safe to cancel: what was not returned is told again.
     fn next(&mut self) -> impl Future<Output = Update> + Send;
+}
+
+/// A store of any kind.
+#[derive(Debug)]
+pub enum AnyStore {
+    /// A file.
+    Static(StaticStore),
+}
+
+/// Opens the store that the configuration names. It need not be reachable: that is for [`Store::next`] to tell.
+///
+/// # Errors
+///
+/// The configuration makes no sense.
+pub fn open(config: &StoreConfig) -> Result<AnyStore> {
+    match config {
+        StoreConfig::Static { path } => StaticStore::new(path).map(AnyStore::Static).context("store.path"),
+    }
+}
+
+impl Store for AnyStore {
+    fn describe(&self) -> String {
+        match self {
+            Self::Static(store) => store.describe(),
+        }
+    }
+
+    async fn next(&mut self) -> Update {
+        match self {
+            Self::Static(store) => store.next().await,
+        }
+    }
 }
 
 impl Cluster {
@@ -133,7 +170,9 @@ fn ensure_disjoint(nodes: &[ClusterNode]) -> Result<()> {
             && start <= to
             && (is_cidr || other_is_cidr)
         {
-            bail!("{from}-{to} of node {other} and {start}-{end} of node {name} overlap; pod CIDRs must be disjoint from each other and hold no node's address");
+            bail!(
+                "{from}-{to} of node {other} and {start}-{end} of node {name} overlap; pod CIDRs must be disjoint from each other and hold no node's address"
+            );
         }
         if furthest.is_none_or(|(_, to, ..)| end > to) {
             furthest = Some(range);
@@ -144,6 +183,8 @@ fn ensure_disjoint(nodes: &[ClusterNode]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> ClusterNode {
@@ -191,5 +232,49 @@ mod tests {
         assert!(error(vec![node("a", &["10.0.0.1", "10.0.0.2"], &[])]).contains("second address of its family"));
         assert!(error(vec![node("a", &["10.0.0.1"], &["10.1.0.0/24", "10.2.0.0/24"])]).contains("second pod CIDR"));
         assert!(error(vec![node("a", &["10.0.0.1"], &["10.1.0.1/24"])]).contains("did you mean 10.1.0.0/24"));
+    }
+
+    /// Ranges crowded together, so that many overlap: addresses `10.0.x.y` and `fd00::x` with short and long prefixes.
+    fn arbitrary_node() -> impl Strategy<Value = ClusterNode> {
+        let host = 0_u32..64;
+        let v4 = move |position: u32| IpAddr::V4((0x0a00_0000 + position * 16).into());
+        let v6 = move |position: u32| IpAddr::V6(((0xfd00_u128 << 112) + u128::from(position) * 16).into());
+        let address = host.clone().prop_flat_map(move |position| prop_oneof![Just(v4(position)), Just(v6(position))]);
+        let cidr = (host, 0_u8..6, any::<bool>()).prop_map(move |(position, size, is_v6)| {
+            let (address, bits) = if is_v6 { (v6(position), 128) } else { (v4(position), 32) };
+            let cidr = IpNetwork::new(address, bits - 4 - size).unwrap();
+            IpNetwork::new(cidr.network(), cidr.prefix()).unwrap()
+        });
+        (address, proptest::option::of(cidr)).prop_map(|(address, cidr)| ClusterNode {
+            name: String::new(),
+            addresses: vec![address],
+            pod_cidrs: cidr.into_iter().collect(),
+        })
+    }
+
+    /// Compares each with each.
+    fn overlap_naively(nodes: &[ClusterNode]) -> bool {
+        let cidrs: Vec<IpNetwork> = nodes.iter().flat_map(|node| node.pod_cidrs.clone()).collect();
+        let addresses: Vec<IpAddr> = nodes.iter().flat_map(|node| node.addresses.clone()).collect();
+        let pairs = cidrs.iter().enumerate().flat_map(|(position, a)| cidrs[..position].iter().map(move |b| (a, b)));
+        let mut pairs = pairs.map(|(a, b)| a.contains(b.network()) || b.contains(a.network()));
+        pairs.any(|overlap| overlap)
+            || addresses.iter().any(|address| cidrs.iter().any(|cidr| cidr.contains(*address)))
+            || addresses.iter().enumerate().any(|(position, address)| addresses[..position].contains(address))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 4000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn overlaps_are_found_as_by_comparing_each_with_each(nodes in prop::collection::vec(arbitrary_node(), 0..6)) {
+            let mut nodes = nodes;
+            for (number, node) in nodes.iter_mut().enumerate() {
+                node.name = format!("node{number}");
+            }
+            let naive = overlap_naively(&nodes);
+            let result = Cluster::new(nodes.clone());
+            prop_assert_eq!(result.is_err(), naive, "{:?}: {:?}", nodes, result);
+        }
     }
 }
