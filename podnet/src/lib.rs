@@ -13,6 +13,7 @@ pub mod drops;
 pub mod engine;
 pub mod logging;
 pub mod plan;
+pub mod router_config;
 pub mod cluster;
 pub mod database;
 pub mod ipam;

@@ -9,6 +9,8 @@ use anyhow::{Result, bail, ensure};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+pub mod file;
+
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -131,7 +133,9 @@ fn ensure_disjoint(nodes: &[ClusterNode]) -> Result<()> {
             && start <= to
             && (is_cidr || other_is_cidr)
         {
-            bail!("{from}-{to} of node {other} and {start}-{end} of node {name} overlap; pod CIDRs must be disjoint from each other and hold no node's address");
+            bail!(
+                "{from}-{to} of node {other} and {start}-{end} of node {name} overlap; pod CIDRs must be disjoint from each other and hold no node's address"
+            );
         }
         if furthest.is_none_or(|(_, to, ..)| end > to) {
             furthest = Some(range);
