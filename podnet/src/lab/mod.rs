@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use ipnetwork::IpNetwork;
 
-use self::network::Subnet;
+use self::{network::Subnet, ping::report};
 use crate::{api::DatapathMode, config::RoutingMode, netns::Netns};
 
 pub mod options;
@@ -61,21 +61,39 @@ pub enum LabCommand {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<String>,
     },
-    /// Ping every pod from every other pod and from the nodes, and show the path taken
-    Ping {
-        /// Which lab
-        #[command(flatten)]
-        lab: LabName,
-        /// Requests for each pair and family
-        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=10_000))]
-        count: u16,
-    },
+    /// Ping every pod from every other pod and from the nodes, and the outside from every pod; show the paths taken
+    Ping(PingArgs),
     /// Remove a lab
     Down {
         /// Which lab
         #[command(flatten)]
         lab: LabName,
     },
+}
+
+/// Arguments of `podnet lab ping`.
+#[derive(Debug, Args)]
+pub struct PingArgs {
+    #[command(flatten)]
+    lab: LabName,
+    /// Requests for each pair and family
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    count: u16,
+    /// Show a line for each pair instead of one for all pairs of the same nodes
+    #[arg(short, long)]
+    verbose: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Table)]
+    output: OutputFormat,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// For people
+    Table,
+    /// For programs: every pair
+    Json,
 }
 
 /// Which lab.
@@ -166,7 +184,7 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
         LabCommand::Up(args) => up(args),
         LabCommand::Status { lab } => status(&lab.name),
         LabCommand::Exec { lab, target, command } => exec(&lab.name, &target, &command),
-        LabCommand::Ping { lab, count } => ping(&lab.name, count),
+        LabCommand::Ping(args) => ping(&args),
         LabCommand::Down { lab } => down(&lab.name),
     }
 }
@@ -262,17 +280,25 @@ fn exec(name: &str, target: &str, command: &[String]) -> Result<ExitCode> {
     })
 }
 
-fn ping(name: &str, count: u16) -> Result<ExitCode> {
+fn ping(args: &PingArgs) -> Result<ExitCode> {
     up::require_root("enters network namespaces")?;
-    let rows = Lab::load(name)?.ping(count)?;
-    println!("{}", ping::table(&rows));
+    let start = std::time::Instant::now();
+    let rows = Lab::load(&args.lab.name)?.ping(args.count)?;
     let failed = rows.iter().filter(|row| !row.complete()).count();
-    if failed == 0 {
-        println!("\nall {} pairs answer", rows.len());
-        return Ok(ExitCode::SUCCESS);
+    match args.output {
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&rows).context("encode the rows")?),
+        OutputFormat::Table => {
+            println!("{}", if args.verbose { report::details(&rows) } else { report::summary(&rows) });
+            print!("\n{}", report::failures(&rows));
+            let seconds = start.elapsed().as_secs_f32();
+            if failed == 0 {
+                println!("all {} pairs answer ({seconds:.1} s)", rows.len());
+            } else {
+                println!("{failed} of {} pairs lose packets ({seconds:.1} s)", rows.len());
+            }
+        }
     }
-    println!("\n{failed} of {} pairs lose packets", rows.len());
-    Ok(ExitCode::FAILURE)
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn down(name: &str) -> Result<ExitCode> {

@@ -139,7 +139,7 @@ pub fn require_root(why: &str) -> Result<()> {
 }
 
 /// Handles each item on a thread of its own; returns the results in the order of the items.
-fn at_once<I: Send, T: Send>(items: impl Iterator<Item = I>, handle: impl Fn(I) -> T + Sync) -> Vec<T> {
+pub(super) fn at_once<I: Send, T: Send>(items: impl Iterator<Item = I>, handle: impl Fn(I) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let handle = &handle;
         let threads: Vec<_> = items.map(|item| scope.spawn(move || handle(item))).collect();
