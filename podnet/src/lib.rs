@@ -15,6 +15,7 @@ pub mod logging;
 pub mod plan;
 mod names;
 pub mod routing;
+pub mod router_config;
 pub mod cluster;
 pub mod database;
 pub mod ipam;

@@ -52,6 +52,7 @@ impl TestLab {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let mut options = Options {
             name: format!("{PREFIX}{}-{number}", std::process::id()),
+            nodes: 1,
             pods: 0,
             log: "debug".into(),
             binary: binary(),

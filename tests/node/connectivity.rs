@@ -188,7 +188,7 @@ fn fragments_arrive() {
 #[test]
 fn the_mtu_is_kept() {
     for (mtu, fits, too_long) in [(1500, 1400, 1600), (9000, 8900, 9100)] {
-        let lab = TestLab::with(|options| options.mtu = mtu);
+        let lab = TestLab::with(|options| options.mtu = Some(mtu));
         let (a, b) = (lab.add_pod("a"), lab.add_pod("b"));
         let links = interfaces::links(a.netns());
         assert_eq!(links.iter().find(|link| link.ifname == "eth0").unwrap().mtu, mtu);

@@ -20,6 +20,7 @@ use crate::{
 mod maps;
 mod nodes;
 mod pod;
+mod router_config;
 mod status;
 
 /// Pod networking for Kubernetes nodes: daemon, CNI plugin and command line.
@@ -82,6 +83,8 @@ enum Command {
         #[arg(long)]
         ebpf: Option<String>,
     },
+    /// Print the table of pod CIDRs for a router between the nodes.
+    RouterConfig(router_config::RouterConfigArgs),
     /// Install the CNI plugin and its network configuration.
     Install(install::InstallArgs),
     /// Build a cluster out of network namespaces on this machine.
@@ -182,6 +185,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
                 levels.ebpf.as_deref().unwrap_or("unknown")
             ))?;
         }
+        Command::RouterConfig(args) => router_config::run(&args)?,
         Command::Install(args) => print(&install::install(&args)?.to_string())?,
         Command::Lab(command) => return lab::run(command),
         Command::Completions { shell } => {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use self::static_store::StaticStore;
 use crate::config::StoreConfig;
 
+pub mod file;
 pub mod last_known;
 pub mod static_store;
 mod watch;

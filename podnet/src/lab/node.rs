@@ -55,6 +55,20 @@ impl Node {
             .with_context(|| format!("start the daemon of {}", self.name))
     }
 
+    /// Makes the node's pods, once its daemon is ready.
+    pub fn make_pods(&mut self, binary: &Path) -> Result<()> {
+        if let Some(daemon) = self.daemon {
+            self.wait_ready(daemon, READY_DEADLINE)?;
+        }
+        let runtime = self.runtime(binary);
+        for position in 0..self.pods.len() {
+            if let Err(error) = self.pods[position].make(&runtime) {
+                return Err(error.context(format!("the log of {} ends:\n{}", self.name, self.log_tail(10))));
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until the daemon can add pods.
     ///
     /// # Errors
@@ -109,7 +123,9 @@ impl Node {
     }
 
     /// Unmakes the node, whatever there is of it: pods, daemon, bpffs, network namespaces. Goes on after an error.
-    pub fn unmake(&self, binary: &Path, unmade: &mut Unmade) {
+    #[must_use]
+    pub fn unmake(&self, binary: &Path) -> Unmade {
+        let mut unmade = Unmade::default();
         // Without a daemon there is nothing to ask: the node's veths go with its namespace.
         if node_api::not_ready_reason(&self.socket()).is_none() {
             for pod in &self.pods {
@@ -130,6 +146,7 @@ impl Node {
         unmade.errors.extend(self.pods.iter().filter_map(|pod| Netns::delete_named(&pod.netns).err()));
         unmade.errors.extend(unmount_all(&self.bpffs()).err());
         unmade.errors.extend(Netns::delete_named(&self.netns).err());
+        unmade
     }
 }
 

@@ -1,16 +1,26 @@
-//! `podnet lab ping`: every pod pings every other pod, and each node its pods, in each family; the daemon's counters
-//! prove which path the packets took.
+//! `podnet lab ping`: every pod pings every other pod and the outside, and each node every pod, in each family; the
+//! daemons' counters prove which path the packets took.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 
 use super::{
     echo::EchoSocket,
-    node_api,
     topology::{Lab, Node},
+    up::at_once,
 };
-use crate::{api::Status, netns::Netns};
+use crate::netns::Netns;
+
+pub mod path;
+pub mod report;
+
+use path::NodeCounts;
 
 /// How long a reply may take.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -18,182 +28,215 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes of payload, as `ping` sends them.
 const PAYLOAD_LEN: usize = 56;
 
+/// Requests to find out whether a pair answers at all. What the first one may have to wait for (neighbour discovery,
+/// the claim of a flow) is then over when the path is measured.
+const PROBES: u16 = 2;
+
+/// How many pairs are probed at a time: those that do not answer cost a timeout each.
+const PROBED_AT_ONCE: usize = 64;
+
+/// What pings what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A pod a pod.
+    PodToPod,
+    /// A node a pod.
+    NodeToPod,
+    /// A pod the host outside of the cluster.
+    PodToOutside,
+}
+
 /// One row of the matrix.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
+    /// What pings what.
+    pub kind: Kind,
     /// Name of the pod or node that pinged.
     pub source: String,
-    /// Name of the pod that was pinged.
+    /// Name of its node.
+    pub source_node: String,
+    /// Name of what was pinged: a pod, or `outside`.
     pub destination: String,
+    /// Name of its node; `None`: it is outside of the cluster.
+    pub destination_node: Option<String>,
     /// The address that was pinged.
     pub address: IpAddr,
     /// Requests sent.
     pub sent: u16,
-    /// Round-trip time of each reply.
-    pub replies: Vec<Duration>,
-    /// Packets that the eBPF path redirected into a pod meanwhile, on all nodes of the pair.
-    pub redirected_to_pod: u64,
-    /// Packets that the kernel path delivered to a pod meanwhile, on all nodes of the pair.
-    pub delivered_by_kernel: u64,
+    /// Round-trip time of each reply in microseconds.
+    pub replies_us: Vec<u64>,
+    /// What the eBPF path of the nodes counted meanwhile: of the source's, then of the destination's if it is another.
+    /// Empty if the pair did not answer.
+    pub counts: Vec<NodeCounts>,
+    /// Which path the packets took, for people.
+    pub path: String,
     /// Why requests could not be sent.
     pub error: Option<String>,
-    /// Whether the eBPF programs were attached, so that the counters could move.
-    pub attached: bool,
 }
 
 impl Row {
     /// Returns whether each request had its reply.
     #[must_use]
     pub fn complete(&self) -> bool {
-        self.replies.len() == usize::from(self.sent)
+        self.replies_us.len() == usize::from(self.sent)
     }
 
-    /// Names the path that the packets took.
-    #[must_use]
-    pub fn path(&self) -> &'static str {
-        match (self.attached, self.redirected_to_pod, self.delivered_by_kernel) {
-            (false, ..) => "kernel (no eBPF)",
-            (true, 0, 0) => "-",
-            (true, 0, _) => "kernel",
-            (true, _, 0) => "ebpf",
-            (true, ebpf, kernel) if ebpf > kernel => "ebpf, kernel",
-            (true, ..) => "kernel, ebpf",
-        }
+    fn lost(&self) -> usize {
+        usize::from(self.sent).saturating_sub(self.replies_us.len())
     }
+}
 
-    fn loss_percent(&self) -> usize {
-        let sent = usize::from(self.sent).max(1);
-        (sent - self.replies.len().min(sent)) * 100 / sent
-    }
+/// A pair to ping.
+struct Pair<'a> {
+    kind: Kind,
+    source: &'a str,
+    netns: &'a str,
+    source_node: &'a Node,
+    destination: &'a str,
+    destination_node: Option<&'a Node>,
+    address: IpAddr,
 }
 
 impl Lab {
-    /// Pings the whole matrix, with this many requests for each pair and family.
+    /// Pings the whole matrix, with this many requests for each pair and family that answers at all.
+    ///
+    /// # Errors
+    ///
+    /// A daemon does not tell its counters. That a pair does not answer is no error but a row.
     pub fn ping(&self, count: u16) -> Result<Vec<Row>> {
-        let mut rows = Vec::new();
-        for (target_node, target) in self.pods() {
-            let nodes = self.nodes.iter().map(|node| (node, &node.name, &node.netns));
-            let pods = self.pods().map(|(node, pod)| (node, &pod.name, &pod.netns));
-            for (node, source, netns) in pods.chain(nodes).filter(|(_, name, _)| **name != target.name) {
-                for address in &target.addresses {
-                    let before = counters(node, target_node)?;
-                    let (replies, error) = ping(netns, address.ip(), count)?;
-                    let after = counters(node, target_node)?;
-                    rows.push(Row {
-                        source: source.clone(),
-                        destination: target.name.clone(),
+        let pairs = self.pairs()?;
+        let probes = probe(&pairs);
+        pairs
+            .iter()
+            .zip(probes)
+            .map(|(pair, probe)| if probe.replies.is_empty() { Ok(pair.row(PROBES, probe)) } else { pair.measure(count) })
+            .collect()
+    }
+
+    /// Returns the matrix, pairs of the same nodes side by side.
+    fn pairs(&self) -> Result<Vec<Pair<'_>>> {
+        let outside = match &self.network {
+            Some(network) => network.outside_addresses()?,
+            None => Vec::new(),
+        };
+        let mut pairs = Vec::new();
+        for source_node in &self.nodes {
+            for node in &self.nodes {
+                let (destination_node, targets) = (Some(node), || node.pods.iter());
+                for source in &source_node.pods {
+                    for target in targets().filter(|target| target.name != source.name) {
+                        pairs.extend(target.addresses.iter().map(|address| Pair {
+                            kind: Kind::PodToPod,
+                            source: &source.name,
+                            netns: &source.netns,
+                            source_node,
+                            destination: &target.name,
+                            destination_node,
+                            address: address.ip(),
+                        }));
+                    }
+                }
+                for target in targets() {
+                    pairs.extend(target.addresses.iter().map(|address| Pair {
+                        kind: Kind::NodeToPod,
+                        source: &source_node.name,
+                        netns: &source_node.netns,
+                        source_node,
+                        destination: &target.name,
+                        destination_node,
                         address: address.ip(),
-                        sent: count,
-                        replies,
-                        redirected_to_pod: after.redirected_to_pod.saturating_sub(before.redirected_to_pod),
-                        delivered_by_kernel: after.delivered_by_kernel.saturating_sub(before.delivered_by_kernel),
-                        error,
-                        attached: after.attached,
-                    });
+                    }));
                 }
             }
+            for source in &source_node.pods {
+                let reachable = |address: &&IpAddr| source.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
+                pairs.extend(outside.iter().filter(reachable).map(|address| Pair {
+                    kind: Kind::PodToOutside,
+                    source: &source.name,
+                    netns: &source.netns,
+                    source_node,
+                    destination: "outside",
+                    destination_node: None,
+                    address: *address,
+                }));
+            }
         }
-        rows.sort_by(|a, b| (&a.source, &a.destination).cmp(&(&b.source, &b.destination)));
-        Ok(rows)
+        pairs.sort_by_key(|pair| pair.kind);
+        Ok(pairs)
     }
 }
 
-struct Counters {
-    redirected_to_pod: u64,
-    delivered_by_kernel: u64,
-    attached: bool,
+/// What became of a pair's requests.
+#[derive(Default)]
+struct Outcome {
+    replies: Vec<Duration>,
+    error: Option<String>,
 }
 
-fn counters(source: &Node, destination: &Node) -> Result<Counters> {
-    let mut sum = Counters { redirected_to_pod: 0, delivered_by_kernel: 0, attached: true };
-    let second = (source.name != destination.name).then_some(destination);
-    for node in std::iter::once(source).chain(second) {
-        let status = node_api::status(&node.socket()).with_context(|| format!("ask {} for its counters", node.name))?;
-        sum.redirected_to_pod += packets(&status, "redirected_to_pod");
-        sum.delivered_by_kernel += packets(&status, "delivered_by_kernel");
-        sum.attached &= status.datapath.attached;
-    }
-    Ok(sum)
-}
-
-fn packets(status: &Status, name: &str) -> u64 {
-    let counters = status.datapath.counters.iter();
-    counters.filter(|counter| counter.kind == "verdict" && counter.name == name).map(|counter| counter.packets).sum()
-}
-
-fn ping(netns: &str, address: IpAddr, count: u16) -> Result<(Vec<Duration>, Option<String>)> {
-    let socket = Netns::open_named(netns)?.run(|| EchoSocket::open(address, std::process::id() as u16));
-    let socket = match socket {
-        Ok(socket) => socket,
-        Err(error) => return Ok((Vec::new(), Some(format!("{error:#}")))),
-    };
-    let mut replies = Vec::new();
-    for sequence in 0..count {
-        match socket.ping(sequence, PAYLOAD_LEN, TIMEOUT) {
-            Ok(reply) => replies.extend(reply),
-            Err(error) => return Ok((replies, Some(format!("{error:#}")))),
-        }
-    }
-    Ok((replies, None))
-}
-
-/// Draws the matrix as a table for people.
-#[must_use]
-pub fn table(rows: &[Row]) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["FROM", "TO", "ADDRESS", "LOSS", "RTT MIN/MAX", "PATH", "REDIRECTED", "BY KERNEL", "ERROR"]);
-    for row in rows {
-        let rtt = match (row.replies.iter().min(), row.replies.iter().max()) {
-            (Some(min), Some(max)) => format!("{}/{} us", min.as_micros(), max.as_micros()),
-            _ => "-".into(),
+impl Pair<'_> {
+    fn ping(&self, count: u16, enough: usize) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut ping = || -> Result<()> {
+            let identifier = std::process::id() as u16;
+            let socket = Netns::open_named(self.netns)?.run(|| EchoSocket::open(self.address, identifier))?;
+            for sequence in 0..count {
+                outcome.replies.extend(socket.ping(sequence, PAYLOAD_LEN, TIMEOUT)?);
+                if outcome.replies.len() >= enough {
+                    break;
+                }
+            }
+            Ok(())
         };
-        table.add_row([
-            row.source.clone(),
-            row.destination.clone(),
-            row.address.to_string(),
-            format!("{} %", row.loss_percent()),
-            rtt,
-            row.path().into(),
-            row.redirected_to_pod.to_string(),
-            row.delivered_by_kernel.to_string(),
-            row.error.clone().unwrap_or_default(),
-        ]);
+        outcome.error = ping().err().map(|error| format!("{error:#}"));
+        outcome
     }
-    table.trim_fmt()
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// Pings and takes the counters of both nodes before and after.
+    fn measure(&self, count: u16) -> Result<Row> {
+        let destination = self.destination_node.filter(|node| node.name != self.source_node.name);
+        let nodes: Vec<_> = std::iter::once(self.source_node).chain(destination).collect();
+        let counts = || {
+            let of = |node: &&Node| {
+                NodeCounts::take(node).with_context(|| format!("ask {} for its counters", node.name))
+            };
+            nodes.iter().map(of).collect::<Result<Vec<_>>>()
+        };
+        let before = counts()?;
+        let outcome = self.ping(count, usize::from(count));
+        let counts: Vec<_> =
+            counts()?.into_iter().zip(&before).map(|(after, before)| after.since(before)).collect();
+        Ok(Row { path: path::name(&counts), counts, ..self.row(count, outcome) })
+    }
 
-    fn row(replies: usize, redirected_to_pod: u64, delivered_by_kernel: u64) -> Row {
+    fn row(&self, sent: u16, outcome: Outcome) -> Row {
         Row {
-            source: "pod1".into(),
-            destination: "pod2".into(),
-            address: "10.244.1.3".parse().unwrap(),
-            sent: 4,
-            replies: vec![Duration::from_micros(30); replies],
-            redirected_to_pod,
-            delivered_by_kernel,
-            error: None,
-            attached: true,
+            kind: self.kind,
+            source: self.source.into(),
+            source_node: self.source_node.name.clone(),
+            destination: self.destination.into(),
+            destination_node: self.destination_node.map(|node| node.name.clone()),
+            address: self.address,
+            sent,
+            replies_us: outcome.replies.iter().map(|reply| reply.as_micros() as u64).collect(),
+            counts: Vec::new(),
+            path: "-".into(),
+            error: outcome.error,
         }
     }
+}
 
-    #[test]
-    fn the_counters_name_the_path() {
-        assert_eq!(row(4, 8, 0).path(), "ebpf");
-        assert_eq!(row(4, 0, 4).path(), "kernel");
-        assert_eq!(row(4, 6, 1).path(), "ebpf, kernel");
-        assert_eq!(Row { attached: false, ..row(4, 0, 0) }.path(), "kernel (no eBPF)");
-    }
-
-    #[test]
-    fn loss_is_shown_and_makes_a_row_incomplete() {
-        assert!(row(4, 8, 0).complete());
-        assert!(!row(3, 6, 0).complete());
-        let text = table(&[row(3, 6, 0), row(0, 0, 0)]);
-        assert!(text.contains("25 %") && text.contains("100 %") && text.contains("30/30 us"), "{text}");
-    }
+/// Finds out which pairs answer, many at a time; in the order of the pairs.
+fn probe(pairs: &[Pair<'_>]) -> Vec<Outcome> {
+    let next = AtomicUsize::new(0);
+    let work = |_| {
+        let mut outcomes = Vec::new();
+        while let Some((position, pair)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, pairs.get(at)?))) {
+            outcomes.push((position, pair.ping(PROBES, 1)));
+        }
+        outcomes
+    };
+    let mut outcomes: Vec<_> = at_once(0..PROBED_AT_ONCE.min(pairs.len()), work).into_iter().flatten().collect();
+    outcomes.sort_by_key(|(position, _)| *position);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }

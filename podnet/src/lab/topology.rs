@@ -3,74 +3,29 @@
 
 use std::{
     io::Write as _,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
-use super::process::Process;
+use super::{
+    network::{Network, Subnet},
+    options::{Families, Options, node_name, validate_name},
+    process::Process,
+};
 use crate::{
     api::{DatapathMode, Mac},
-    config::{Config, Family, LogConfig, OverlayConfig, RoutingMode, UplinkAttach},
+    config::{Config, Family, LogConfig, OverlayConfig, RoutingMode, StoreConfig, UplinkAttach},
 };
 
 /// Folder of all labs; one folder per lab below it.
 pub const LABS_DIR: &str = "/run/podnet/lab";
 
-/// Name of the lab unless another is given.
-pub const DEFAULT_NAME: &str = "podnet-lab";
-
-/// What kind of lab to make.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// Name of the lab.
-    pub name: String,
-    /// Number of nodes.
-    pub nodes: u8,
-    /// Pods per node.
-    pub pods: u16,
-    /// Which path carries pod-to-pod packets.
-    pub datapath: DatapathMode,
-    /// Address families of the reference pod CIDRs.
-    pub families: Families,
-    /// Pod CIDRs of the first node, instead of the reference ones; at most one per family.
-    pub pod_cidrs: Vec<IpNetwork>,
-    /// MTU of pods in bytes.
-    pub mtu: u32,
-    /// Filter of the daemons' logs, in `tracing`'s directive syntax.
-    pub log: String,
-    /// The `podnet` binary: daemon and CNI plugin.
-    pub binary: PathBuf,
-}
-
-impl Options {
-    /// Returns the reference lab of one node and three pods, run by this executable.
-    pub fn reference() -> Result<Self> {
-        Ok(Self {
-            name: DEFAULT_NAME.into(),
-            nodes: 1,
-            pods: 3,
-            datapath: DatapathMode::Ebpf,
-            families: Families::Dual,
-            pod_cidrs: Vec::new(),
-            mtu: 1500,
-            log: "info".into(),
-            binary: std::env::current_exe().context("find this executable")?,
-        })
-    }
-}
-
-/// Address families that pods get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Families {
-    /// IPv4 and IPv6.
-    Dual,
-    /// IPv4 alone.
-    V4,
-}
+/// Name of the file of nodes in the lab's folder.
+pub const NODES_FILE: &str = "nodes.json";
 
 /// A lab that exists, wholly or in part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +34,10 @@ pub struct Lab {
     pub name: String,
     /// The `podnet` binary that its nodes run.
     pub binary: PathBuf,
+    /// How pods of other nodes are reached.
+    pub mode: RoutingMode,
+    /// The network between the nodes; a lab of one node has none.
+    pub network: Option<Network>,
     /// The nodes.
     pub nodes: Vec<Node>,
 }
@@ -92,14 +51,20 @@ pub struct Node {
     pub netns: String,
     /// Folder of its files.
     pub dir: PathBuf,
-    /// Address on the network between the nodes.
-    pub address: Ipv4Addr,
+    /// Where the node is on the network between the nodes; `None` if there is no network.
+    pub subnet: Option<Subnet>,
+    /// Addresses on the network between the nodes, IPv4 first.
+    pub addresses: Vec<IpAddr>,
     /// Pod CIDRs: at most one per family.
     pub pod_cidrs: Vec<IpNetwork>,
+    /// How pods of other nodes are reached.
+    pub mode: RoutingMode,
+    /// Addresses of the central router in mode `router`.
+    pub routers: Vec<IpAddr>,
     /// Which path carries pod-to-pod packets.
     pub datapath: DatapathMode,
-    /// MTU of pods in bytes.
-    pub mtu: u32,
+    /// MTU of pods in bytes; `None`: the daemon's choice.
+    pub mtu: Option<u32>,
     /// Filter of the daemon's log.
     pub log: String,
     /// The node's daemon, once it was started.
@@ -130,8 +95,7 @@ impl Lab {
     ///
     /// The name or a number is out of range, or a pod CIDR is unusable.
     pub fn plan(options: &Options) -> Result<Self> {
-        validate_name(&options.name)?;
-        ensure!(options.nodes == 1, "nodes: {}: a lab has one node as yet; leave --nodes out or give 1", options.nodes);
+        options.validate()?;
         let mut pod_number = 0;
         let nodes = (1..=options.nodes)
             .map(|number| {
@@ -144,7 +108,15 @@ impl Lab {
                 Node::plan(options, number, pods)
             })
             .collect::<Result<_>>()?;
-        Ok(Self { name: options.name.clone(), binary: options.binary.clone(), nodes })
+        // Direct routes across a router need one that knows where to.
+        let router_knows_pods = match options.mode {
+            RoutingMode::Router => true,
+            RoutingMode::Direct => !options.second_subnet().is_empty(),
+            RoutingMode::Overlay | RoutingMode::Auto => false,
+        };
+        let network = (options.nodes > 1)
+            .then(|| Network::new(&options.name, options.uplink_mtu, options.families, router_knows_pods));
+        Ok(Self { name: options.name.clone(), binary: options.binary.clone(), mode: options.mode, network, nodes })
     }
 
     /// Reads the lab of this name.
@@ -166,15 +138,8 @@ impl Lab {
 
     /// Writes the lab's state; a reader sees the old or the new one, never half of it.
     pub fn save(&self) -> Result<()> {
-        let dir = self.dir();
         let text = serde_json::to_vec_pretty(self).context("encode the lab's state")?;
-        let write = || -> Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(&dir)?;
-            file.write_all(&text)?;
-            file.persist(dir.join("state.json"))?;
-            Ok(())
-        };
-        write().with_context(|| format!("write the lab's state into {}", dir.display()))
+        write_atomically(&self.dir().join("state.json"), &text)
     }
 
     /// Returns the folder of the lab's files.
@@ -190,31 +155,45 @@ impl Lab {
 
     /// Returns the names of all network namespaces of the lab.
     pub fn netns_names(&self) -> impl Iterator<Item = &str> {
-        self.nodes
-            .iter()
-            .flat_map(|node| std::iter::once(node.netns.as_str()).chain(node.pods.iter().map(|pod| pod.netns.as_str())))
+        self.places().map(|place| place.netns)
     }
 
-    /// Returns the node, and the network namespace, of the node or pod with this name.
+    /// Returns every network namespace of the lab.
+    fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        let nodes = self.nodes.iter().map(|node| Place { name: &node.name, netns: &node.netns, node: Some(node) });
+        let pods = self.pods().map(|(node, pod)| Place { name: &pod.name, netns: &pod.netns, node: Some(node) });
+        let network = self.network.iter().flat_map(Network::netns_names);
+        nodes.chain(pods).chain(network.map(|(name, netns)| Place { name, netns, node: None }))
+    }
+
+    /// Returns the node, pod or part of the network with this name.
     ///
     /// # Errors
     ///
     /// Lists the names that there are.
-    pub fn find(&self, name: &str) -> Result<(&Node, &str)> {
-        let node = self.nodes.iter().map(|node| (node, node.name.as_str(), node.netns.as_str()));
-        let pods = self.pods().map(|(node, pod)| (node, pod.name.as_str(), pod.netns.as_str()));
-        let all: Vec<_> = node.chain(pods).collect();
-        if let Some((node, _, netns)) = all.iter().find(|(_, candidate, _)| *candidate == name) {
-            return Ok((node, netns));
+    pub fn find(&self, name: &str) -> Result<Place<'_>> {
+        if let Some(place) = self.places().find(|place| place.name == name) {
+            return Ok(place);
         }
-        let names: Vec<_> = all.iter().map(|(_, name, _)| *name).collect();
-        bail!("lab {} has no node or pod {name:?}; it has: {}", self.name, names.join(", "))
+        let names: Vec<_> = self.places().map(|place| place.name).collect();
+        bail!("lab {} has no {name:?}; it has: {}", self.name, names.join(", "))
     }
+}
+
+/// A network namespace of a lab.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// What people call it: `node1`, `pod1`, `router`.
+    pub name: &'a str,
+    /// Name of the network namespace under `/run/netns`.
+    pub netns: &'a str,
+    /// The node that it is, or that a pod is on.
+    pub node: Option<&'a Node>,
 }
 
 impl Node {
     fn plan(options: &Options, number: u8, pods: Vec<Pod>) -> Result<Self> {
-        let name = format!("node{number}");
+        let name = node_name(number);
         let reference = [
             IpNetwork::V4(Ipv4Network::new(Ipv4Addr::new(10, 244, number, 0), 24)?),
             IpNetwork::V6(Ipv6Network::new([0xfd00, 0x10, 0x244, number.into(), 0, 0, 0, 0].into(), 64)?),
@@ -224,12 +203,21 @@ impl Node {
             (true, Families::Dual) => reference.to_vec(),
             (true, Families::V4) => reference[..1].to_vec(),
         };
+        let subnet = (options.nodes > 1)
+            .then(|| if options.second_subnet().contains(&name) { Subnet::Second } else { Subnet::First });
+        let (addresses, routers) = match subnet {
+            Some(subnet) => (subnet.addresses(10 + number, options.families)?, subnet.router(options.families)?),
+            None => (Vec::new(), Vec::new()),
+        };
         let node = Self {
             netns: format!("{}-{name}", options.name),
             dir: lab_dir(&options.name).join(&name),
-            address: Ipv4Addr::new(192, 168, 1, 10 + number),
+            subnet,
+            addresses: addresses.iter().map(IpNetwork::ip).collect(),
             pod_cidrs,
-            datapath: options.datapath,
+            mode: options.mode,
+            routers: if options.mode == RoutingMode::Router { routers } else { Vec::new() },
+            datapath: if options.kernel_nodes.contains(&name) { DatapathMode::Kernel } else { options.datapath },
             mtu: options.mtu,
             log: options.log.clone(),
             daemon: None,
@@ -248,15 +236,15 @@ impl Node {
             node: self.name.clone(),
             pod_cidrs: self.pod_cidrs.clone(),
             bridge: "v-net-0".into(),
-            cluster_cidrs: Vec::new(),
-            mode: RoutingMode::default(),
-            routers: Vec::new(),
+            cluster_cidrs: self.cluster_cidrs(),
+            mode: self.mode,
+            routers: self.routers.clone(),
             uplinks: Vec::new(),
             uplink_attach: UplinkAttach::default(),
             masquerade: vec![Family::Ipv4, Family::Ipv6],
             overlay: OverlayConfig::default(),
-            store: None,
-            mtu: Some(self.mtu),
+            store: self.subnet.map(|_| StoreConfig::Static { path: self.nodes_path() }),
+            mtu: self.mtu,
             datapath: self.datapath,
             socket: self.socket(),
             state_dir: self.state_dir(),
@@ -265,6 +253,24 @@ impl Node {
             resync_seconds: 30,
             log: LogConfig { daemon: self.log.clone(), ..LogConfig::default() },
         }
+    }
+
+    /// Returns the reference ranges of all pods, in the families of this node's.
+    fn cluster_cidrs(&self) -> Vec<IpNetwork> {
+        if self.subnet.is_none() {
+            return Vec::new();
+        }
+        let range = |cidr: &IpNetwork| match cidr {
+            IpNetwork::V4(_) => IpNetwork::new(Ipv4Addr::new(10, 244, 0, 0).into(), 16),
+            IpNetwork::V6(_) => IpNetwork::new(Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0).into(), 48),
+        };
+        self.pod_cidrs.iter().filter_map(|cidr| range(cidr).ok()).collect()
+    }
+
+    /// Returns the path of the file of nodes, which all nodes of the lab share.
+    #[must_use]
+    pub fn nodes_path(&self) -> PathBuf {
+        self.dir.with_file_name(NODES_FILE)
     }
 
     /// Returns the daemon's configuration as its file holds it.
@@ -317,70 +323,22 @@ impl Pod {
     }
 }
 
+/// Replaces a file at once.
+pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    let write = || -> Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(path.parent().context("the path has no folder")?)?;
+        file.write_all(content)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
 /// Returns the folder of the lab of this name.
 #[must_use]
 pub fn lab_dir(name: &str) -> PathBuf {
     Path::new(LABS_DIR).join(name)
 }
 
-/// Checks that a name can be part of namespace names and of a socket's path.
-pub fn validate_name(name: &str) -> Result<()> {
-    let valid = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    ensure!(
-        (1..=32).contains(&name.len()) && name.bytes().all(valid) && !name.starts_with('-'),
-        "lab name {name:?}: give 1 to 32 lower-case letters, digits and dashes, the first no dash"
-    );
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options(name: &str) -> Options {
-        Options { name: name.into(), ..Options::reference().unwrap() }
-    }
-
-    #[test]
-    fn the_plan_is_the_reference_topology() {
-        let lab = Lab::plan(&options("a")).unwrap();
-        let node = &lab.nodes[0];
-        assert_eq!(node.address.to_string(), "192.168.1.11");
-        let cidrs: Vec<_> = node.pod_cidrs.iter().map(ToString::to_string).collect();
-        assert_eq!(cidrs, ["10.244.1.0/24", "fd00:10:244:1::/64"]);
-        assert_eq!(lab.netns_names().collect::<Vec<_>>(), ["a-node1", "a-pod1", "a-pod2", "a-pod3"]);
-        assert_eq!(node.socket(), Path::new("/run/podnet/lab/a/node1/podnet.sock"));
-        assert_eq!(lab.find("pod2").unwrap().1, "a-pod2");
-        assert!(lab.find("web").unwrap_err().to_string().contains("it has: node1, pod1, pod2, pod3"));
-    }
-
-    #[test]
-    fn the_configuration_file_is_what_the_daemon_reads() {
-        let mut options = options("a");
-        options.families = Families::V4;
-        options.datapath = DatapathMode::Kernel;
-        let node = Lab::plan(&options).unwrap().nodes.remove(0);
-        assert_eq!(Config::parse(&node.config_text().unwrap()).unwrap(), node.config());
-        assert_eq!(node.pod_cidrs.len(), 1);
-    }
-
-    #[test]
-    fn unusable_options_are_refused_before_anything_is_made() {
-        for name in ["", "-a", "A", "a/b", "..", &"a".repeat(33)] {
-            assert!(Lab::plan(&options(name)).is_err(), "{name:?}");
-        }
-        let cidrs = Options { pod_cidrs: vec!["10.0.0.0/31".parse().unwrap()], ..options("a") };
-        assert!(Lab::plan(&cidrs).unwrap_err().to_string().contains("prefix length"));
-        let nodes = Options { nodes: 2, ..options("a") };
-        assert!(Lab::plan(&nodes).unwrap_err().to_string().contains("one node"));
-    }
-
-    #[test]
-    fn the_state_survives_a_round_trip() {
-        let mut lab = Lab::plan(&options("a")).unwrap();
-        lab.nodes[0].daemon = Some(Process { pid: 4, start_time: 2 });
-        lab.nodes[0].pods[0].addresses = vec!["10.244.1.2/24".parse().unwrap()];
-        let text = serde_json::to_string(&lab).unwrap();
-        assert_eq!(serde_json::from_str::<Lab>(&text).unwrap(), lab);
-    }
-}
+mod tests;

@@ -5,10 +5,12 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
-    node::{READY_DEADLINE, Unmade},
-    topology::{LABS_DIR, Lab, Options, lab_dir, validate_name},
+    network::Network,
+    node::Unmade,
+    options::{Options, validate_name},
+    topology::{LABS_DIR, Lab, lab_dir},
 };
-use crate::netns::NAMED_DIR;
+use crate::netns::{NAMED_DIR, Netns};
 
 impl Lab {
     /// Makes a lab; returns when its daemons are ready and its pods attached.
@@ -82,30 +84,31 @@ impl Lab {
         for node in &self.nodes {
             node.make()?;
         }
+        if let Some(network) = &self.network {
+            network.make(&self.nodes)?;
+            self.nodes_file().write(&self.cluster_nodes())?;
+        }
         for position in 0..self.nodes.len() {
             let daemon = self.nodes[position].spawn_daemon(&self.binary)?;
             self.nodes[position].daemon = Some(daemon);
             self.save()?;
         }
-        for node in &mut self.nodes {
-            if let Some(daemon) = node.daemon {
-                node.wait_ready(daemon, READY_DEADLINE)?;
-            }
-            let runtime = node.runtime(&self.binary);
-            for position in 0..node.pods.len() {
-                if let Err(error) = node.pods[position].make(&runtime) {
-                    return Err(error.context(format!("the log of {} ends:\n{}", node.name, node.log_tail(10))));
-                }
-            }
-        }
+        // While the daemons start.
+        self.configure_router()?;
+        let binary = &self.binary;
+        at_once(self.nodes.iter_mut(), |node| node.make_pods(binary)).into_iter().collect::<Result<()>>()?;
         self.save()
     }
 
     /// Removes all there is of the lab; returns what was not as it should be, but did not stand in the way.
     fn unmake(&self) -> Result<Vec<String>> {
         let mut unmade = Unmade::default();
-        for node in &self.nodes {
-            node.unmake(&self.binary, &mut unmade);
+        for part in at_once(self.nodes.iter(), |node| node.unmake(&self.binary)) {
+            unmade.warnings.extend(part.warnings);
+            unmade.errors.extend(part.errors);
+        }
+        for (_, netns) in self.network.iter().flat_map(Network::netns_names) {
+            unmade.errors.extend(Netns::delete_named(netns).err());
         }
         if unmade.errors.is_empty() {
             remove_dir(&self.dir())?;
@@ -133,6 +136,19 @@ pub enum Removed {
 pub fn require_root(why: &str) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the lab {why}: run it as root, for example with sudo");
     Ok(())
+}
+
+/// Handles each item on a thread of its own; returns the results in the order of the items.
+pub(super) fn at_once<I: Send, T: Send>(items: impl Iterator<Item = I>, handle: impl Fn(I) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let handle = &handle;
+        let threads: Vec<_> = items.map(|item| scope.spawn(move || handle(item))).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, T>| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        threads.into_iter().map(join).collect()
+    })
 }
 
 fn remove_dir(dir: &Path) -> Result<()> {
