@@ -47,6 +47,12 @@ impl DeviceHook {
     /// Every hook.
     pub const ALL: [Self; 4] = [Self::FromUplink, Self::ToUplink, Self::FromOverlay, Self::ToOverlay];
 
+    /// Returns whether the program sees what arrives at the interface.
+    #[must_use]
+    pub const fn is_ingress(self) -> bool {
+        matches!(self, Self::FromUplink | Self::FromOverlay)
+    }
+
     /// Returns the name that pins and messages have.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -312,7 +312,7 @@ fn default_route(gateway: IpAddr, ifindex: u32) -> Result<Route> {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    Ok(Route { destination: IpNetwork::new(everything, 0)?, gateway: Some(gateway), ifindex })
+    Ok(Route::new(IpNetwork::new(everything, 0)?, Some(gateway), ifindex))
 }
 
 /// Returns the requests for a default route by each gateway.
