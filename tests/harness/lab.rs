@@ -1,36 +1,84 @@
-//! A lab of one node for one test: made under a name of its own, removed when the value is dropped, also by a panic.
+//! A lab for one test: made under a name of its own, removed when the value is dropped, also by a panic. Of one node
+//! here; of several in [`crate::cluster`].
 
-use std::{
-    process::Command,
-    sync::{
-        Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU32, Ordering},
 };
 
 use podnet::{
-    api::{DatapathMode, DatapathRequest, Pod, Status},
-    lab::{Lab, Node, Options, node::READY_DEADLINE, node_api, process::Process, runtime::Runtime, topology::LABS_DIR},
+    api::DatapathMode,
+    lab::{Lab, Options, topology::LABS_DIR},
     netns::{NAMED_DIR, Netns},
 };
 
-use crate::{
-    binary,
-    counters::Counters,
-    pod::{self, TestPod},
-    require_root, wait_for,
-};
+use crate::{binary, node::TestNode, require_root};
 
 /// Prefix of the names of test labs; the process ID follows.
 const PREFIX: &str = "pt-";
 
-/// A lab of one node.
+/// A lab that goes with the last clone of this value.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedLab(Arc<OwnedLab>);
+
+#[derive(Debug)]
+struct OwnedLab(Mutex<Lab>);
+
+impl SharedLab {
+    /// Makes a lab without pods.
+    pub(crate) fn new(change: impl FnOnce(&mut Options)) -> Self {
+        require_root();
+        remove_leftovers();
+        let mut options = Options {
+            name: new_name(),
+            pods: 0,
+            log: "debug".into(),
+            binary: binary(),
+            ..Options::reference().unwrap()
+        };
+        change(&mut options);
+        let lab = Lab::up(&options).unwrap_or_else(|error| panic!("make a lab: {error:#}"));
+        Self(Arc::new(OwnedLab(Mutex::new(lab))))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Lab> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for OwnedLab {
+    fn drop(&mut self) {
+        let lab = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if std::thread::panicking() {
+            for node in &lab.nodes {
+                eprintln!("log of {}:\n{}", node.netns, node.log_tail(60));
+            }
+        }
+        match Lab::down(&lab.name) {
+            Err(error) if std::thread::panicking() => eprintln!("remove the lab: {error:#}"),
+            result => drop(result.unwrap_or_else(|error| panic!("remove the lab: {error:#}"))),
+        }
+    }
+}
+
+/// Returns a name for a lab that no other test has.
+pub fn new_name() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("{PREFIX}{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A lab of one node: used as that node.
 #[derive(Debug)]
 pub struct TestLab {
-    node: Node,
-    netns: Netns,
-    lab: Mutex<Lab>,
+    node: TestNode,
+}
+
+impl std::ops::Deref for TestLab {
+    type Target = TestNode;
+
+    fn deref(&self) -> &TestNode {
+        &self.node
+    }
 }
 
 impl TestLab {
@@ -46,151 +94,17 @@ impl TestLab {
 
     /// Makes a lab with other options.
     pub fn with(change: impl FnOnce(&mut Options)) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        require_root();
-        remove_leftovers();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let mut options = Options {
-            name: format!("{PREFIX}{}-{number}", std::process::id()),
-            nodes: 1,
-            pods: 0,
-            log: "debug".into(),
-            binary: binary(),
-            ..Options::reference().unwrap()
-        };
-        change(&mut options);
-        let lab = Lab::up(&options).unwrap_or_else(|error| panic!("make a lab: {error:#}"));
-        let node = lab.nodes[0].clone();
-        Self { netns: Netns::open_named(&node.netns).unwrap(), node, lab: Mutex::new(lab) }
-    }
-
-    /// Returns the node; its `daemon` is the first one: see [`TestLab::daemon`].
-    pub fn node(&self) -> &Node {
-        &self.node
-    }
-
-    /// Returns the node's network namespace.
-    pub fn netns(&self) -> &Netns {
-        &self.netns
-    }
-
-    /// Returns the runtime that calls the CNI plugin on this node.
-    pub fn runtime(&self) -> Runtime {
-        self.node.runtime(&binary())
-    }
-
-    /// Returns the name of a network namespace of this lab.
-    pub fn netns_name(&self, pod: &str) -> String {
-        format!("{}-{pod}", self.lab.lock().unwrap().name)
-    }
-
-    /// Adds a pod through the CNI plugin.
-    pub fn add_pod(&self, name: &str) -> TestPod {
-        self.try_add_pod(name).unwrap_or_else(|error| panic!("{error:#}\n{}", self.log_tail()))
-    }
-
-    /// Adds a pod through the CNI plugin; leaves nothing if that fails.
-    ///
-    /// # Errors
-    ///
-    /// What the plugin answered.
-    pub fn try_add_pod(&self, name: &str) -> anyhow::Result<TestPod> {
-        pod::Unattached::new(self, name).add()
-    }
-
-    /// Returns the daemon's status.
-    pub fn status(&self) -> Status {
-        node_api::status(&self.node.socket()).unwrap_or_else(|error| panic!("{error:#}\n{}", self.log_tail()))
-    }
-
-    /// Returns the pods that the daemon has.
-    pub fn pods(&self) -> Vec<Pod> {
-        node_api::pods(&self.node.socket()).unwrap_or_else(|error| panic!("{error:#}\n{}", self.log_tail()))
-    }
-
-    /// Returns the eBPF path's counters.
-    pub fn counters(&self) -> Counters {
-        Counters::of(&self.status())
-    }
-
-    /// Attaches, detaches or reloads the eBPF programs.
-    pub fn set_datapath(&self, change: DatapathRequest) {
-        node_api::set_datapath(&self.node.socket(), change)
-            .unwrap_or_else(|error| panic!("{error:#}\n{}", self.log_tail()));
-    }
-
-    /// Returns the daemon that runs, or ran last.
-    pub fn daemon(&self) -> Process {
-        self.lab.lock().unwrap().nodes[0].daemon.unwrap()
-    }
-
-    /// Starts a daemon after the last one ended; returns when it is ready.
-    pub fn start_daemon(&self) {
-        let daemon = self.node.spawn_daemon(&binary()).unwrap();
-        {
-            let mut lab = self.lab.lock().unwrap();
-            lab.nodes[0].daemon = Some(daemon);
-            lab.save().unwrap();
-        }
-        self.node.wait_ready(daemon, READY_DEADLINE).unwrap_or_else(|error| panic!("{error:#}"));
-    }
-
-    /// Ends the daemon by SIGTERM, and panics if that does not end it.
-    pub fn stop_daemon(&self) {
-        let how = self.daemon().stop(Duration::from_secs(60)).unwrap();
-        assert_eq!(how, podnet::lab::process::Stopped::Terminated, "{}", self.log_tail());
-    }
-
-    /// Ends the daemon by SIGKILL.
-    pub fn kill_daemon(&self) {
-        self.daemon().kill().unwrap();
-    }
-
-    /// Runs `podnet daemon --cleanup`.
-    pub fn run_cleanup(&self) {
-        let output = self
-            .netns
-            .run(|| {
-                let mut command = Command::new(binary());
-                Ok(command.args(["daemon", "--cleanup", "--config"]).arg(self.node.config_path()).output()?)
-            })
-            .unwrap();
-        assert!(output.status.success(), "podnet daemon --cleanup: {output:?}");
-    }
-
-    /// Returns the daemon's whole log.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.node.log_path()).unwrap()
-    }
-
-    /// Waits until a line of the log holds all of these words.
-    pub fn wait_for_log(&self, words: &[&str]) -> String {
-        let log = || self.log().lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned);
-        wait_for(&format!("a line of the daemon's log with {words:?}; the log ends:\n{}", self.log_tail()), log)
-    }
-
-    /// Returns the end of the daemon's log.
-    pub fn log_tail(&self) -> String {
-        self.node.log_tail(60)
+        let lab = SharedLab::new(|options| {
+            options.nodes = 1;
+            change(options);
+        });
+        Self { node: TestNode::new(&lab, 0) }
     }
 }
 
 impl Default for TestLab {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Drop for TestLab {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("log of {}:\n{}", self.node.netns, self.log_tail());
-        }
-        let lab = self.lab.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match Lab::down(&lab.name) {
-            Err(error) if std::thread::panicking() => eprintln!("remove the lab: {error:#}"),
-            result => drop(result.unwrap_or_else(|error| panic!("remove the lab: {error:#}"))),
-        }
     }
 }
 

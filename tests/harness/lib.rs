@@ -8,9 +8,12 @@
 use std::{path::PathBuf, time::Duration};
 
 pub mod lab;
+pub mod cluster;
+pub mod node;
 pub mod pod;
 pub mod tcp;
 pub mod udp;
+pub mod peer;
 pub mod icmp;
 pub mod pattern;
 pub mod random;
@@ -24,7 +27,9 @@ pub mod command;
 #[cfg(test)]
 mod selftest;
 
+pub use cluster::TestCluster;
 pub use lab::TestLab;
+pub use node::TestNode;
 pub use pod::{Family, TestPod};
 
 /// How long anything that should happen may take.

@@ -15,7 +15,7 @@ use podnet::{
     netns::{NAMED_DIR, Netns},
 };
 
-use crate::lab::TestLab;
+use crate::node::TestNode;
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,15 +47,15 @@ pub struct Unattached {
 
 impl Unattached {
     /// Makes the network namespace.
-    pub fn new(lab: &TestLab, name: &str) -> Self {
-        let netns = OwnedNetns::new(lab.netns_name(name));
+    pub fn new(node: &TestNode, name: &str) -> Self {
+        let netns = OwnedNetns::new(node.netns_name(name));
         let request = Request {
             container_id: netns.name.clone(),
             netns: Some(Path::new(NAMED_DIR).join(&netns.name)),
             pod_name: name.into(),
             ..Request::default()
         };
-        Self { request, runtime: lab.runtime(), netns }
+        Self { request, runtime: node.runtime(), netns }
     }
 
     /// Attaches the pod.

@@ -62,14 +62,14 @@ fn lab_links(lab: &TestLab) -> Vec<(u32, String)> {
 #[test]
 fn a_clean_restart_loses_nothing() {
     for datapath in [DatapathMode::Ebpf, DatapathMode::Kernel] {
-        restart_under_traffic(datapath, TestLab::stop_daemon);
+        restart_under_traffic(datapath, |lab| lab.stop_daemon());
     }
 }
 
 #[test]
 fn a_killed_daemon_restarts_and_loses_nothing() {
     for datapath in [DatapathMode::Ebpf, DatapathMode::Kernel] {
-        restart_under_traffic(datapath, TestLab::kill_daemon);
+        restart_under_traffic(datapath, |lab| lab.kill_daemon());
     }
 }
 

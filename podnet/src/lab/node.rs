@@ -134,14 +134,24 @@ impl Node {
                 }
             }
         }
-        match self.daemon.map(|daemon| daemon.stop(STOP_GRACE)) {
-            Some(Ok(Stopped::Killed)) => unmade.warnings.push(format!(
-                "the daemon of {} did not end within {} s of SIGTERM and was killed",
-                self.name,
-                STOP_GRACE.as_secs()
-            )),
-            Some(Err(error)) => unmade.errors.push(error),
-            Some(Ok(_)) | None => {}
+        let daemons = match self.daemon {
+            Some(daemon) => Ok(vec![daemon]),
+            // An `up` that was killed may have started it, and not have got to write that down.
+            None => Process::find(&["daemon".as_ref(), "--config".as_ref(), self.config_path().as_os_str()]),
+        };
+        for daemon in daemons.unwrap_or_else(|error| {
+            unmade.errors.push(error);
+            Vec::new()
+        }) {
+            match daemon.stop(STOP_GRACE) {
+                Ok(Stopped::Killed) => unmade.warnings.push(format!(
+                    "the daemon of {} did not end within {} s of SIGTERM and was killed",
+                    self.name,
+                    STOP_GRACE.as_secs()
+                )),
+                Err(error) => unmade.errors.push(error),
+                Ok(_) => {}
+            }
         }
         unmade.errors.extend(self.pods.iter().filter_map(|pod| Netns::delete_named(&pod.netns).err()));
         unmade.errors.extend(unmount_all(&self.bpffs()).err());

@@ -110,7 +110,11 @@ impl Lab {
         pairs
             .iter()
             .zip(probes)
-            .map(|(pair, probe)| if probe.replies.is_empty() { Ok(pair.row(PROBES, probe)) } else { pair.measure(count) })
+            .map(
+                |(pair, probe)| {
+                    if probe.replies.is_empty() { Ok(pair.row(PROBES, probe)) } else { pair.measure(count) }
+                },
+            )
             .collect()
     }
 
@@ -150,7 +154,8 @@ impl Lab {
                 }
             }
             for source in &source_node.pods {
-                let reachable = |address: &&IpAddr| source.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
+                let reachable =
+                    |address: &&IpAddr| source.addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
                 pairs.extend(outside.iter().filter(reachable).map(|address| Pair {
                     kind: Kind::PodToOutside,
                     source: &source.name,
@@ -197,15 +202,13 @@ impl Pair<'_> {
         let destination = self.destination_node.filter(|node| node.name != self.source_node.name);
         let nodes: Vec<_> = std::iter::once(self.source_node).chain(destination).collect();
         let counts = || {
-            let of = |node: &&Node| {
-                NodeCounts::take(node).with_context(|| format!("ask {} for its counters", node.name))
-            };
+            let of =
+                |node: &&Node| NodeCounts::take(node).with_context(|| format!("ask {} for its counters", node.name));
             nodes.iter().map(of).collect::<Result<Vec<_>>>()
         };
         let before = counts()?;
         let outcome = self.ping(count, usize::from(count));
-        let counts: Vec<_> =
-            counts()?.into_iter().zip(&before).map(|(after, before)| after.since(before)).collect();
+        let counts: Vec<_> = counts()?.into_iter().zip(&before).map(|(after, before)| after.since(before)).collect();
         Ok(Row { path: path::name(&counts), counts, ..self.row(count, outcome) })
     }
 
@@ -231,7 +234,9 @@ fn probe(pairs: &[Pair<'_>]) -> Vec<Outcome> {
     let next = AtomicUsize::new(0);
     let work = |_| {
         let mut outcomes = Vec::new();
-        while let Some((position, pair)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, pairs.get(at)?))) {
+        while let Some((position, pair)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, pairs.get(at)?)))
+        {
             outcomes.push((position, pair.ping(PROBES, 1)));
         }
         outcomes

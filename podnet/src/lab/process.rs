@@ -1,8 +1,9 @@
 //! A process that the lab started: known by its ID and start time, so that nothing else is ever signalled.
 
 use std::{
+    ffi::OsStr,
     fs::{File, OpenOptions},
-    os::unix::process::CommandExt as _,
+    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -65,6 +66,25 @@ impl Process {
             Some(stat) => Ok(Self { pid, start_time: stat.start_time }),
             None => bail!("process {pid} vanished as it started"),
         }
+    }
+
+    /// Returns the processes whose command line ends with these arguments.
+    pub fn find(arguments: &[&OsStr]) -> Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").context("read /proc")? {
+            let name = entry.context("read /proc")?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            // One that has ended meanwhile is none.
+            let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+            let words: Vec<_> = line.strip_suffix(&[0]).unwrap_or(&line).split(|byte| *byte == 0).collect();
+            if words.len() > arguments.len()
+                && words.iter().rev().zip(arguments.iter().rev()).all(|(word, wanted)| *word == wanted.as_bytes())
+                && let Some(stat) = read_stat(pid)?
+            {
+                found.push(Self { pid, start_time: stat.start_time });
+            }
+        }
+        Ok(found)
     }
 
     /// Returns whether the process still runs; one that has ended and was not waited for does not.
@@ -172,6 +192,20 @@ mod tests {
         assert_eq!(process.stop(Duration::from_secs(5)).unwrap(), Stopped::Terminated);
         assert!(!process.is_running().unwrap());
         assert_eq!(process.stop(Duration::from_secs(5)).unwrap(), Stopped::Before);
+    }
+
+    #[test]
+    fn a_process_is_found_by_its_arguments() {
+        let (mut child, process) = sleeper("61.25");
+        // Until it has become `sleep`, the child's command line is that of this process.
+        let found = poll::until(Duration::from_secs(5), || {
+            let found = Process::find(&["61.25".as_ref()])?;
+            Ok((!found.is_empty()).then_some(found))
+        });
+        assert_eq!(found.unwrap().unwrap(), [process]);
+        assert_eq!(Process::find(&["60".as_ref(), "61.25".as_ref()]).unwrap(), []);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

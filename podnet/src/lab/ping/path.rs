@@ -68,7 +68,7 @@ impl NodeCounts {
     /// Names the path inside of this node; `None` if nothing tells.
     fn path(&self) -> Option<&'static str> {
         if !self.attached {
-            return Some("kernel (no eBPF)");
+            return Some(NO_EBPF);
         }
         let by_kernel = self.delivered_by_kernel + self.sent_by_kernel > 0;
         let to_pod = self.redirected_to_pod > 0;
@@ -84,6 +84,9 @@ impl NodeCounts {
     }
 }
 
+/// The path inside of a node without programs.
+const NO_EBPF: &str = "kernel (no eBPF)";
+
 /// Names the path of a pair's packets: that of both nodes if they agree, and both by name if they do not.
 pub(super) fn name(counts: &[NodeCounts]) -> String {
     let told: Vec<_> = counts.iter().filter_map(|counts| Some((&counts.node, counts.path()?))).collect();
@@ -91,6 +94,7 @@ pub(super) fn name(counts: &[NodeCounts]) -> String {
         [] => "-".into(),
         [(_, path)] => (*path).into(),
         [(_, first), rest @ ..] if rest.iter().all(|(_, path)| path == first) => (*first).into(),
+        all if all.iter().all(|(_, path)| ["kernel", NO_EBPF].contains(path)) => "kernel".into(),
         all => all.iter().map(|(node, path)| format!("{node}: {path}")).collect::<Vec<_>>().join("; "),
     }
 }
@@ -123,6 +127,7 @@ mod tests {
             ("ebpf and kernel", vec![counts("a", 4, 0, 0, 1, 0)]),
             ("a: ebpf direct; b: kernel (no eBPF)", vec![counts("a", 4, 4, 0, 0, 0), kernel()]),
             ("kernel (no eBPF)", vec![kernel(), kernel()]),
+            ("kernel", vec![counts("a", 0, 0, 0, 4, 4), kernel()]),
             // A node that pings the other's pod counts nothing itself.
             ("kernel", vec![counts("a", 0, 0, 0, 0, 0), counts("b", 0, 0, 0, 4, 0)]),
             ("-", vec![counts("a", 0, 0, 0, 0, 0)]),

@@ -1,0 +1,7 @@
+//! Several nodes, in network namespaces: real daemons that follow one file of nodes, a switch, a router, an outside.
+//!
+//! Run as root: `cargo test -p podnet-tests --test cluster`, after `cargo build -p podnet`.
+#![expect(clippy::unwrap_used, reason = "tests panic")]
+
+mod network;
+mod matrix;
