@@ -82,8 +82,8 @@ pub fn install(rules: &Rules) -> Result<()> {
     apply(&ruleset::whole(rules))
 }
 
-/// Changes a table that was made from `old` into that of `new`, in one transaction: only the elements that differ. If the
-/// table is not as it was left, it is created anew.
+/// Changes a table that was made from `old` into that of `new`, in one transaction: only the elements that differ. If
+/// the table is not as it was left, it is created anew.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! Packets of pods to addresses outside of the node: masqueraded behind it, unless they go to pods or nodes.
 //!
 //! ```text
-//!   pod --- v-net-0 [node] up0 203.0.113.1 ------ eth0 203.0.113.2 [outside]    has no route to pods, unless it is given
+//!   pod --- v-net-0 [node] up0 203.0.113.1 ------ eth0 203.0.113.2 [outside]    has a route to the pod if a test asks
 //!                          2001:db8:ff::1         2001:db8:ff::2
 //!                                                 10.244.2.5, fd00:10:244:2::5: plays a pod of another node
 //!                                                 192.168.1.12, fd00:192:168:1::12: plays another node

@@ -1,3 +1,5 @@
+//! The static store on real files: each way in which a file changes, and each way in which it is broken.
+
 use std::{
     fs,
     io::Write as _,
