@@ -75,6 +75,9 @@ impl Rules {
 
 /// Creates the table anew, in one transaction: at no moment is there no table, or half of one.
 ///
+/// A connection keeps what was decided at its first packet. With a store, the table that the last daemon left knows
+/// more than rules made before the first snapshot: do not replace it until then.
+///
 /// # Errors
 ///
 /// `nft` is missing or refuses; the message says which.
