@@ -9,17 +9,20 @@
 //! source with the destination; so the first packet of each flow from a pod puts the pair (source, source) into a set,
 //! and what leaves for a pod with (source, destination) in that set goes to itself.
 //!
+//! The program `nft` makes the changes, through its JSON interface (libnftables-json(5)).
+//!
 //! The kernel applies these rules to the first packet of a connection and keeps the outcome in its connection tracking:
 //! established connections go on when the table is replaced or removed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Write as _,
     net::IpAddr,
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use ipnetwork::IpNetwork;
-use nftables::helper::{DEFAULT_ARGS, DEFAULT_NFT, NftablesError};
 use serde_json::{Value, json};
 
 use crate::{
@@ -72,6 +75,9 @@ impl Rules {
 
 /// Creates the table anew, in one transaction: at no moment is there no table, or half of one.
 ///
+/// A connection keeps what was decided at its first packet. With a store, the table that the last daemon left knows
+/// more than rules made before the first snapshot: do not replace it until then.
+///
 /// # Errors
 ///
 /// `nft` is missing or refuses; the message says which.
@@ -79,8 +85,8 @@ pub fn install(rules: &Rules) -> Result<()> {
     apply(&ruleset::whole(rules))
 }
 
-/// Changes a table that was made from `old` into that of `new`, in one transaction: only the elements that differ. If the
-/// table is not as it was left, it is created anew.
+/// Changes a table that was made from `old` into that of `new`, in one transaction: only the elements that differ. If
+/// the table is not as it was left, it is created anew.
 ///
 /// # Errors
 ///
@@ -90,7 +96,7 @@ pub fn update(old: &Rules, new: &Rules) -> Result<()> {
     if changes.is_empty() {
         return Ok(());
     }
-    if let Err(error) = run(&json!({ "nftables": changes })) {
+    if let Err(error) = apply(&json!({ "nftables": changes })) {
         tracing::warn!(error = format!("{error:#}"), "change podnet's nftables table; creating it anew");
         return install(new);
     }
@@ -135,8 +141,8 @@ pub fn is_installed(rules: &Rules) -> Result<bool> {
 }
 
 fn list(arguments: &[&str]) -> Result<Vec<Value>> {
-    let text = nftables::helper::get_current_ruleset_raw(DEFAULT_NFT, arguments).map_err(explain)?;
-    let mut answer: Value = serde_json::from_str(&text).context("read what nft answered")?;
+    let text = nft(arguments, "")?;
+    let mut answer: Value = serde_json::from_slice(&text).context("read what nft answered")?;
     match answer["nftables"].take() {
         Value::Array(objects) => Ok(objects),
         other => Err(anyhow!("nft answered {other} instead of a list")),
@@ -144,21 +150,26 @@ fn list(arguments: &[&str]) -> Result<Vec<Value>> {
 }
 
 fn apply(ruleset: &Value) -> Result<()> {
-    run(ruleset).context("change nftables (is the package nftables installed?)")
+    nft(&["-f", "-"], &ruleset.to_string()).map(drop)
 }
 
-fn run(ruleset: &Value) -> Result<()> {
-    let text = ruleset.to_string();
-    nftables::helper::apply_ruleset_raw(text.as_str(), DEFAULT_NFT, DEFAULT_ARGS).map(drop).map_err(explain)
-}
-
-/// Makes an error of what nft said, which the library's own message leaves out.
-fn explain(error: NftablesError) -> anyhow::Error {
-    match error {
-        NftablesError::NftFailed { stderr, .. } => {
-            let complaint: String = stderr.trim().chars().take(MAX_COMPLAINT).collect();
-            anyhow!("nft: {complaint}")
-        }
-        other => other.into(),
+/// Runs nft, which speaks JSON in both directions, in the calling thread's network namespace.
+///
+/// # Errors
+///
+/// nft is missing, or what it said.
+fn nft(arguments: &[&str], input: &str) -> Result<Vec<u8>> {
+    let mut command = Command::new("nft");
+    command.arg("-j").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().context("run nft (is the package nftables installed?)")?;
+    // One that ends without reading says why.
+    let written = process.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
+    let output = process.wait_with_output().context("wait for nft")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said: String = said.trim().chars().take(MAX_COMPLAINT).collect();
+        bail!("nft {}: {}: {said}", arguments.join(" "), output.status);
     }
+    written.context("give nft its commands")?;
+    Ok(output.stdout)
 }

@@ -6,6 +6,7 @@
 mod connectivity;
 mod path_switch;
 mod service;
+mod outside;
 mod spoof;
 mod cleanup;
 mod scale;

@@ -7,13 +7,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::{
-    Cluster, ClusterNode, Store, Update,
+    Store, Update, file,
     watch::{Change, PathWatch},
 };
 
@@ -31,13 +30,6 @@ const POLL: Duration = Duration::from_secs(5);
 
 /// Longest file. 10,000 nodes take about two megabytes.
 const MAX_BYTES: u64 = 64 << 20;
-
-/// The file's content.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NodesFile {
-    nodes: Vec<ClusterNode>,
-}
 
 /// Nodes out of a file.
 #[derive(Debug)]
@@ -89,7 +81,7 @@ impl StaticStore {
         if self.content.replace(digest) == Some(digest) {
             return None;
         }
-        match parse(&bytes).with_context(|| format!("nodes file {}", self.path.display())) {
+        match file::parse(&bytes).with_context(|| format!("nodes file {}", self.path.display())) {
             Ok(cluster) => {
                 self.failure = None;
                 Some(Update::Snapshot(cluster))
@@ -177,16 +169,6 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     ensure!(metadata.is_file(), "{}: it is no regular file", operation());
     ensure!(metadata.len() <= MAX_BYTES, "{}: it has {} bytes, more than {MAX_BYTES}", operation(), metadata.len());
     std::fs::read(path).with_context(operation)
-}
-
-/// Parses and validates the content of a file of nodes.
-///
-/// # Errors
-///
-/// Syntax and unknown fields with line and column; what makes no sense with the names of the nodes.
-pub fn parse(bytes: &[u8]) -> Result<Cluster> {
-    let file: NodesFile = serde_json::from_slice(bytes)?;
-    Cluster::new(file.nodes)
 }
 
 #[cfg(test)]

@@ -482,18 +482,7 @@ impl Engine {
 
     /// Returns podnet's nftables rules as they should be.
     pub(super) fn nft_rules(&self) -> nft::Rules {
-        let nodes = || self.following.cluster.iter().flat_map(Cluster::nodes);
-        nft::Rules {
-            bridge: self.config.bridge.clone(),
-            own: self.config.pod_cidrs.clone(),
-            masquerade: self.config.masquerade.clone(),
-            pods: nodes()
-                .flat_map(|node| node.pod_cidrs.iter().copied())
-                .chain(self.config.cluster_cidrs.iter().copied())
-                .chain(self.config.pod_cidrs.iter().copied())
-                .collect(),
-            nodes: nodes().flat_map(|node| node.addresses.iter().copied()).collect(),
-        }
+        nft::Rules::new(&self.config, &self.config.pod_cidrs, self.following.cluster.as_ref())
     }
 
     fn update_nft(&mut self) -> Result<()> {

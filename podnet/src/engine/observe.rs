@@ -49,6 +49,7 @@ impl Engine {
     /// is repaired in everything else.
     fn is_nft_installed(&self) -> bool {
         !self.nft_usable
+            || !self.following.is_known()
             || nft::is_installed(&self.nft_rules()).unwrap_or_else(|error| {
                 warn!(error = format!("{error:#}"), "podnet's nftables table cannot be checked");
                 true

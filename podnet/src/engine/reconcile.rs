@@ -58,7 +58,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Installs podnet's table, except before the first snapshot: what is masqueraded then stays so for the life of its
+    /// flow, and packets between pods must never be.
     fn install_nft(&mut self) -> Result<()> {
+        if !self.following.is_known() {
+            return Ok(());
+        }
         let rules = self.nft_rules();
         nft::install(&rules)?;
         self.nft_rules = rules;

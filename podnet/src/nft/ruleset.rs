@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnetwork::IpNetwork;
@@ -11,20 +11,30 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Rules, TABLE,
-    ranges::{Range, merge},
+    ranges::{Range, split},
 };
 use crate::config::Family;
 
-/// Chain that masquerades what leaves the cluster.
-const MASQUERADE: &str = "masquerade";
+/// Chain that masquerades what leaves the cluster. (nft's own words, such as `masquerade`, cannot be typed as names.)
+const OUTSIDE: &str = "outside";
 
 /// A set whose elements follow from the rules.
 struct Set {
     name: String,
     family: Family,
-    /// Addresses in a hash, or ranges in a tree. nft changes the former without reading what the set holds.
-    holds_ranges: bool,
+    kind: SetKind,
     elements: BTreeSet<Range>,
+}
+
+/// What a set holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SetKind {
+    /// Ranges.
+    Ranges,
+    /// Single addresses.
+    Addresses,
+    /// The network addresses of networks with this prefix length.
+    Networks(u8),
 }
 
 /// Returns the commands that make the whole table, whatever was there.
@@ -63,7 +73,7 @@ pub(super) fn changes(old: &Rules, new: &Rules) -> Option<Vec<Value>> {
 
 /// Returns the names of the table's chains.
 pub(super) fn chains(rules: &Rules) -> BTreeSet<String> {
-    ["prerouting", "postrouting", MASQUERADE]
+    ["prerouting", "postrouting", OUTSIDE]
         .map(str::to_owned)
         .into_iter()
         .chain([stamp_name(rules, &sets(rules))])
@@ -91,17 +101,17 @@ fn frame(rules: &Rules, sets: &[Set]) -> Vec<Value> {
     commands.push(chain("prerouting", "prerouting", -105));
     commands.push(chain("postrouting", "postrouting", 90));
     // After others' translations of the source (100): the first that translates wins, and theirs are more particular.
-    commands.push(chain(MASQUERADE, "postrouting", 110));
+    commands.push(chain(OUTSIDE, "postrouting", 110));
     for family in [Family::Ipv4, Family::Ipv6] {
         commands.extend(hairpin(family, &rules.bridge));
     }
     commands.extend(sets.iter().map(|set| {
-        let flags: &[&str] = if set.holds_ranges { &["interval"] } else { &[] };
+        let flags: &[&str] = if set.kind == SetKind::Ranges { &["interval"] } else { &[] };
         json!({"add": {"set": {
             "family": "inet", "table": TABLE, "name": set.name, "type": address_type(set.family), "flags": flags
         }}})
     }));
-    commands.extend(masqueraded(rules).map(|family| masquerade(family, &rules.bridge)));
+    commands.extend(masqueraded(rules).map(|family| masquerade(family, &rules.bridge, sets)));
     commands
 }
 
@@ -133,45 +143,52 @@ fn hairpin(family: Family, bridge: &str) -> [Value; 3] {
 }
 
 /// Returns the rule that masquerades pods' packets to addresses outside of the cluster.
-fn masquerade(family: Family, bridge: &str) -> Value {
-    let suffix = suffix(family);
-    let (source, destination) = (field(family, "saddr"), field(family, "daddr"));
+fn masquerade(family: Family, bridge: &str, sets: &[Set]) -> Value {
     // What does not leave the link is not outside.
     let link = match family {
         Family::Ipv4 => json!({"set": [prefix("169.254.0.0", 16), prefix("224.0.0.0", 4), "255.255.255.255"]}),
         Family::Ipv6 => json!({"set": [prefix("fe80::", 10), prefix("ff00::", 8)]}),
     };
-    rule(
-        MASQUERADE,
-        &[
-            compare("==", &source, &json!(format!("@own{suffix}"))),
-            compare("!=", &json!({"meta": {"key": "oifname"}}), &json!(bridge)),
-            compare("!=", &destination, &json!(format!("@pods{suffix}"))),
-            compare("!=", &destination, &json!(format!("@nodes{suffix}"))),
-            compare("!=", &destination, &link),
-            // Ports at random: two first packets at the same time rarely choose the same one, and lose none.
-            json!({"masquerade": {"flags": "fully-random"}}),
-        ],
-    )
+    let mut expressions = vec![
+        compare("==", &field(family, "saddr"), &json!(format!("@own{}", suffix(family)))),
+        compare("!=", &json!({"meta": {"key": "oifname"}}), &json!(bridge)),
+        compare("!=", &field(family, "daddr"), &link),
+    ];
+    for set in sets.iter().filter(|set| set.family == family && !set.name.starts_with("own")) {
+        let destination = match set.kind {
+            SetKind::Networks(length) => json!({"&": [field(family, "daddr"), mask(family, length)]}),
+            SetKind::Ranges | SetKind::Addresses => field(family, "daddr"),
+        };
+        expressions.push(compare("!=", &destination, &json!(format!("@{}", set.name))));
+    }
+    // Ports at random: two first packets at the same time rarely choose the same one, and lose none.
+    expressions.push(json!({"masquerade": {"flags": "fully-random"}}));
+    rule(OUTSIDE, &expressions)
 }
 
-/// Returns the sets whose elements follow from the rules.
+/// Returns the sets whose elements follow from the rules: of each family those of its own pods (`own`), of all pods
+/// (`pods`, and `podnets` if they are many), and of nodes.
 fn sets(rules: &Rules) -> Vec<Set> {
     let mut sets = Vec::new();
     for family in masqueraded(rules) {
-        let suffix = suffix(family);
+        let mut push = |name: &str, kind, elements| {
+            sets.push(Set { name: format!("{name}{}", suffix(family)), family, kind, elements });
+        };
         let of_family = |network: &&IpNetwork| network.is_ipv6() == (family == Family::Ipv6);
-        let ranges =
-            |name: &str, elements| Set { name: format!("{name}{suffix}"), family, holds_ranges: true, elements };
-        sets.push(ranges("own", merge(rules.own.iter().filter(of_family).copied())));
-        sets.push(ranges("pods", merge(rules.pods.iter().filter(of_family).copied())));
+        let own: Vec<IpNetwork> = rules.own.iter().filter(of_family).copied().collect();
+        push("own", SetKind::Ranges, split(&own).ranges);
+        let pods: Vec<IpNetwork> = rules.pods.iter().filter(of_family).copied().collect();
+        let pods = split(&pods);
+        push("pods", SetKind::Ranges, pods.ranges);
+        if let Some((length, networks)) = pods.sized {
+            push(
+                "podnets",
+                SetKind::Networks(length),
+                networks.iter().map(|net| (net.network(), net.network())).collect(),
+            );
+        }
         let nodes = rules.nodes.iter().filter(|address| address.is_ipv6() == (family == Family::Ipv6));
-        sets.push(Set {
-            name: format!("nodes{suffix}"),
-            family,
-            holds_ranges: false,
-            elements: nodes.map(|address| (*address, *address)).collect(),
-        });
+        push("nodes", SetKind::Addresses, nodes.map(|address| (*address, *address)).collect());
     }
     sets
 }
@@ -245,6 +262,14 @@ fn prefix(address: &str, length: u8) -> Value {
     json!({"prefix": {"addr": address, "len": length}})
 }
 
+/// Returns the netmask of a prefix length.
+fn mask(family: Family, length: u8) -> Value {
+    match family {
+        Family::Ipv4 => json!(Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0))),
+        Family::Ipv6 => json!(Ipv6Addr::from_bits(u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0))),
+    }
+}
+
 const fn address_type(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "ipv4_addr",
@@ -294,7 +319,7 @@ mod tests {
         let expected = [
             ("prerouting", 2),
             ("postrouting", 2),
-            ("masquerade", 2),
+            ("outside", 2),
             ("own4", 1),
             ("pods4", 2),
             ("nodes4", 2),
@@ -332,9 +357,33 @@ mod tests {
     }
 
     #[test]
+    fn many_scattered_pod_cidrs_are_compared_by_their_size() {
+        let mut rules = rules(&BOTH);
+        for number in 0..2000_u32 {
+            let address = IpAddr::V4((0x0a80_0000 + number * 512).into());
+            rules.pods.insert(IpNetwork::new(address, 24).unwrap());
+            let address = IpAddr::V6(((0xfd01_u128 << 112) + (u128::from(number) << 65)).into());
+            rules.pods.insert(IpNetwork::new(address, 64).unwrap());
+        }
+        let text = whole(&rules).to_string();
+        for (mask, set) in [("255.255.255.0", "podnets4"), ("ffff:ffff:ffff:ffff::", "podnets6")] {
+            let expression = format!(r#""{mask}"]}},"op":"!=","right":"@{set}""#);
+            assert!(text.contains(&expression), "{expression}");
+        }
+        let counts = counts(&rules);
+        assert_eq!((counts["podnets4"], counts["podnets6"]), (2003, 2002));
+        assert_eq!((counts["pods4"], counts["pods6"]), (0, 0));
+        let mut new = rules.clone();
+        assert!(new.pods.remove(&"10.128.2.0/24".parse().unwrap()));
+        let commands = changes(&rules, &new).unwrap();
+        assert_eq!(commands[0]["delete"]["element"]["elem"], json!(["10.128.2.0"]));
+        assert_eq!(commands.len(), 3, "{commands:?}");
+    }
+
+    #[test]
     fn the_stamp_tells_tables_apart() {
         let one = rules(&BOTH);
-        let mut others = vec![one.clone(), one.clone(), one.clone(), rules(&[Family::Ipv4])];
+        let mut others = [one.clone(), one.clone(), one.clone(), rules(&[Family::Ipv4])];
         others[0].nodes.clear();
         others[1].pods.insert("10.244.9.0/24".parse().unwrap());
         others[2].bridge = "other".into();

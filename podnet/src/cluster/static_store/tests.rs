@@ -1,3 +1,5 @@
+//! The static store on real files: each way in which a file changes, and each way in which it is broken.
+
 use std::{
     fs,
     io::Write as _,
@@ -266,7 +268,7 @@ async fn without_a_watch_the_poll_finds_changes() {
 fn ten_thousand_nodes_are_parsed_and_validated_quickly() {
     let text = text(10_000);
     let start = std::time::Instant::now();
-    let cluster = parse(text.as_bytes()).unwrap();
+    let cluster = file::parse(text.as_bytes()).unwrap();
     let took = start.elapsed();
     println!("parsed and validated 10,000 nodes ({} bytes) in {took:?}", text.len());
     assert_eq!(cluster.nodes().len(), 10_000);
