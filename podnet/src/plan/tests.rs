@@ -79,7 +79,16 @@ fn apply(actual: &mut Actual, desired: &Desired, changes: &[Change]) {
             }
             Change::BringUp(ifindex) => link(&mut actual.links, ifindex).up = true,
             Change::Attach(ifindex) => assert!(actual.attached.insert(ifindex)),
-            Change::ReplacePrograms => (actual.from_pod, actual.to_pod) = (Some(7), Some(8)),
+            Change::ReplacePrograms => {
+                (actual.from_pod, actual.to_pod) = (Some(7), Some(8));
+                actual.devices.extend(desired.devices.iter().flatten());
+            }
+            Change::DetachDevice(ifindex, hook) => {
+                let before = actual.devices.len();
+                actual.devices.retain(|device| (device.ifindex, device.hook) != (ifindex, hook));
+                assert!(actual.devices.len() < before);
+            }
+            Change::SetMtu(ifindex, mtu) => link(&mut actual.links, ifindex).mtu = mtu,
             Change::RemovePrograms => (actual.from_pod, actual.to_pod) = (None, None),
             Change::PutSource(ifindex, source) => drop(sources.insert(ifindex, source)),
             Change::PutEndpoint(address, endpoint) => {
@@ -98,6 +107,21 @@ fn apply(actual: &mut Actual, desired: &Desired, changes: &[Change]) {
             Change::InstallNft => actual.nft = true,
         }
     }
+}
+
+#[test]
+fn programs_of_devices_come_and_go() {
+    let device = |ifindex, program| DeviceProgram { ifindex, hook: DeviceHook::FromUplink, program };
+    let desired = Desired { devices: Some([device(5, 20)].into()), ..desired(&[2]) };
+    let mut actual = Actual { links: desired.pods.iter().map(bare_veth).collect(), ..empty() };
+    let changes = plan(&desired, &actual);
+    apply(&mut actual, &desired, &changes);
+    assert_eq!(plan(&desired, &actual), []);
+    actual.devices = [device(6, 20)].into();
+    let changes = plan(&desired, &actual);
+    assert_eq!(changes, [Change::ReplacePrograms, Change::DetachDevice(6, DeviceHook::FromUplink)]);
+    // Before anything is known of the cluster, they stay.
+    assert_eq!(plan(&Desired { devices: None, ..desired }, &actual), []);
 }
 
 #[test]
