@@ -10,9 +10,6 @@ use podnet::{
 
 use crate::{Family, TestNode, crowd, interfaces, lab::SharedLab, pod::TestPod, wait_for};
 
-/// Protocol number of podnet's routes.
-const ROUTE_PROTOCOL: &str = "112";
-
 /// A lab of several nodes.
 #[derive(Debug)]
 pub struct TestCluster {
@@ -83,12 +80,11 @@ impl TestCluster {
                     .map(ToString::to_string)
                     .collect();
                 wait_for(&format!("{} to have {family:?} routes to {wanted:?}", node.name()), || {
-                    let routes = interfaces::routes(node.netns(), family);
-                    let own = || routes.iter().filter(|route| route["protocol"] == ROUTE_PROTOCOL);
+                    let own = interfaces::own_destinations(node.netns(), family);
                     let complete = match mode {
                         // One route to the router may stand for all.
-                        RoutingMode::Router => own().next().is_some(),
-                        _ => wanted.iter().all(|cidr| own().any(|route| route["dst"] == **cidr)),
+                        RoutingMode::Router => !own.is_empty(),
+                        _ => wanted.iter().all(|cidr| own.contains(cidr)),
                     };
                     complete.then_some(())
                 });

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use podnet::netns::Netns;
+use podnet::{netlink::route::PODNET_PROTOCOL, netns::Netns};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::command::{read_proc, run};
@@ -108,6 +108,14 @@ pub fn neighbors(netns: &Netns) -> Vec<(IpAddr, String)> {
 pub fn routes(netns: &Netns, family: crate::Family) -> Vec<serde_json::Value> {
     let option = if family == crate::Family::V4 { "-4" } else { "-6" };
     ip(netns, &[option, "route", "show"])
+}
+
+/// Returns the destinations of podnet's own routes. Not of `ip -j`, whose answer for a route that encapsulates has two
+/// fields `dst`.
+pub fn own_destinations(netns: &Netns, family: crate::Family) -> Vec<String> {
+    let option = if family == crate::Family::V4 { "-4" } else { "-6" };
+    let text = run(netns, "ip", &[option, "route", "show", "proto", &PODNET_PROTOCOL.to_string()]);
+    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 /// Returns the route to an address, as `ip -j route get` shows it.
