@@ -159,8 +159,10 @@ impl Source {
 /// `flags` is valid for writes.
 #[inline(always)]
 unsafe fn set_flag(flags: *mut u32, flag: u32) {
-    let bytes = flag.to_ne_bytes();
-    let index = if cfg!(target_endian = "little") { flag.trailing_zeros() / 8 } else { 3 - flag.trailing_zeros() / 8 };
+    let index = flag.trailing_zeros() / 8;
+    // By a shift, not out of an array: the verifier forbids what the compiler makes of an index into the stack.
+    let value = (flag >> (index * 8)) as u8;
+    let index = if cfg!(target_endian = "little") { index } else { 3 - index };
     // SAFETY: the caller's promise; a `u32` has four bytes.
-    unsafe { flags.cast::<u8>().add(index as usize).write_volatile(bytes[index as usize & 3]) };
+    unsafe { flags.cast::<u8>().add(index as usize).write_volatile(value) };
 }
