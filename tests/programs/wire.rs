@@ -11,15 +11,19 @@
 use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use aya::programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLinkId};
-use podnet::{config::UplinkAttach, datapath::device::DeviceHook, netns::Netns};
+use podnet::{
+    config::UplinkAttach,
+    datapath::{device::DeviceHook, loader::Datapath, logs::LogLevel},
+    netns::Netns,
+};
 use podnet_common::{
     node::Node as Far,
     program_name::{FROM_POD, TO_POD},
-    settings::Settings,
     verdict::{
         Counter,
         DropReason::{self, Malformed, SpoofedNode, UnknownNode},
@@ -54,7 +58,7 @@ struct Wire {
 impl Wire {
     /// Builds the topology; `how` the programs of uplink and overlay device are attached.
     fn new(how: UplinkAttach) -> Self {
-        let node = Node::in_cluster_with(Settings { bridge_ifindex: BRIDGE, ..SETTINGS });
+        let node = Node::in_cluster();
         let peers = std::thread::spawn(|| {
             new_namespaces(nix::sched::CloneFlags::CLONE_NEWNET);
             Netns::current().unwrap()
@@ -86,15 +90,7 @@ impl Wire {
             .unwrap();
         let mut wire = Self { node, a, peers, attached: Vec::new() };
         wire.publish();
-        let datapath = &mut wire.node.datapath;
-        for (name, index, hook) in [
-            ("uplink", UPLINK, DeviceHook::FromUplink),
-            ("uplink", UPLINK, DeviceHook::ToUplink),
-            ("podnet-vxlan", OVERLAY, DeviceHook::FromOverlay),
-            ("podnet-vxlan", OVERLAY, DeviceHook::ToOverlay),
-        ] {
-            datapath.attach_device(name, index, hook, how).unwrap_or_else(|error| panic!("{hook:?}: {error:#}"));
-        }
+        attach_devices(&mut wire.node.datapath, how);
         wire
     }
 
@@ -245,6 +241,17 @@ impl Wire {
     }
 }
 
+fn attach_devices(datapath: &mut Datapath, how: UplinkAttach) {
+    for (name, index, hook) in [
+        ("uplink", UPLINK, DeviceHook::FromUplink),
+        ("uplink", UPLINK, DeviceHook::ToUplink),
+        ("podnet-vxlan", OVERLAY, DeviceHook::FromOverlay),
+        ("podnet-vxlan", OVERLAY, DeviceHook::ToOverlay),
+    ] {
+        datapath.attach_device(name, index, hook, how).unwrap_or_else(|error| panic!("{hook:?}: {error:#}"));
+    }
+}
+
 /// What the peers' namespace has: both nodes' addresses, their pods on the loopback interface, and the kernel path back.
 fn peer_side() {
     for key in ["all", "default"] {
@@ -338,6 +345,47 @@ fn what_the_kernel_sends_is_remembered_and_comes_back_to_ebpf() {
         let kernel = wire.packets(SentByKernel);
         wire.connection(a, far);
         assert_eq!(wire.packets(SentByKernel), kernel, "{a} to {far}: a SYN claims at once");
+    }
+}
+
+#[test]
+fn programs_are_replaced_under_traffic() {
+    for how in [UplinkAttach::Tcx, UplinkAttach::Clsact] {
+        let mut wire = Wire::new(how);
+        wire.attach_pod();
+        let stop = AtomicBool::new(false);
+        let replaced = std::thread::scope(|scope| {
+            let mut pairs = Vec::new();
+            for (port, (a, far, _)) in (4001..).zip(self::pairs()) {
+                let server = wire.peers.run(|| Ok(UdpSocket::bind((far, 53))?)).unwrap();
+                let client = wire.a.run(|| Ok(UdpSocket::bind((a, port))?)).unwrap();
+                for socket in [&server, &client] {
+                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                }
+                let stop = &stop;
+                pairs.push(scope.spawn(move || {
+                    let mut buffer = [0; 8];
+                    let mut rounds = 0u64;
+                    let deadline = Instant::now() + 4 * PATIENCE;
+                    while !stop.load(Ordering::Relaxed) && Instant::now() < deadline {
+                        client.send_to(&rounds.to_ne_bytes(), (far, 53)).unwrap();
+                        let (_, from) = server.recv_from(&mut buffer).expect("no request is lost");
+                        server.send_to(&buffer, from).unwrap();
+                        client.recv_from(&mut buffer).expect("no reply is lost");
+                        assert_eq!(u64::from_ne_bytes(buffer), rounds);
+                        rounds += 1;
+                    }
+                    rounds
+                }));
+            }
+            for _ in 0..5 {
+                wire.node.datapath = Datapath::load(&wire.node.pins, SETTINGS, LogLevel::Off).unwrap();
+                attach_devices(&mut wire.node.datapath, how);
+            }
+            stop.store(true, Ordering::Relaxed);
+            pairs.into_iter().map(|pair| pair.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert!(replaced.iter().all(|rounds| *rounds > 10), "{replaced:?} rounds beside the replacements");
     }
 }
 

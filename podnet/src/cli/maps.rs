@@ -246,6 +246,35 @@ mod tests {
     }
 
     #[test]
+    fn a_node_shows_what_its_way_uses() {
+        let none = podnet_common::address::Address { octets: [0; 16] };
+        let local = Node {
+            id: 1,
+            address: none,
+            next_hop: none,
+            ifindex: 0,
+            flags: Node::LOCAL,
+            mtu: 1500,
+            mac: [0; 6],
+            own_mac: [0; 6],
+        };
+        assert_eq!(
+            Value::Array(node_row("10.244.1.0".into(), &local)),
+            json!(["10.244.1.0", 1, "local", null, null, null, 1500, null, null])
+        );
+        let next_hop = std::net::Ipv4Addr::new(192, 168, 1, 12).into();
+        let direct = Node { id: 2, next_hop, ifindex: 3, flags: Node::DIRECT, ..local };
+        assert_eq!(
+            Value::Array(node_row("10.244.2.0".into(), &direct)),
+            json!(["10.244.2.0", 2, "direct", null, "192.168.1.12", 3, 1500, null, null])
+        );
+        for (flags, way) in [(Node::OVERLAY, "overlay"), (0, "kernel")] {
+            assert_eq!(node_row(String::new(), &Node { flags, ..direct })[2], json!(way));
+        }
+        assert_eq!(node_row(String::new(), &direct).len(), NODE_HEADING.len());
+    }
+
+    #[test]
     fn a_flow_that_was_just_seen_is_not_idle() {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
         let tick = ((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> Flow::TICK_SHIFT) as u32;
