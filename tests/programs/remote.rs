@@ -155,8 +155,8 @@ fn odd_sizes_of_pod_cidrs_are_found_by_their_prefix() {
     check("10.244.1.3", RedirectedToPod);
 
     // Only odd sizes.
-    let none = Settings { nodes_lpm: 1, node_mask_v4: [0; 4], node_mask_v6: [0; 16], ..SETTINGS };
-    let mut node = Node::in_cluster_with(none);
+    let odd_only = Settings { nodes_lpm: 1, node_mask_v4: [0; 4], node_mask_v6: [0; 16], ..SETTINGS };
+    let mut node = Node::in_cluster_with(odd_only);
     node.check_sent(POD_A.ifindex, &to_v4(POD_C, UDP, &udp(1, 2)), PassedNotPod);
     let prefix = NodePrefix { prefix_len: 96 + 24, address: network(2, false) };
     node.datapath.maps_mut().upsert_node_prefix(prefix, direct(false)).unwrap();

@@ -109,8 +109,8 @@ impl Wire {
         self.attached.push(live::attach(&self.node, TO_POD, POD_A, TcAttachType::Egress, 1));
     }
 
-    /// Gives node1 its kernel path.
-    fn forward_by_kernel(&self) {
+    /// Gives node1, the calling thread's namespace, its kernel path.
+    fn forward_by_kernel() {
         ip(&format!("link add name v-net-0 index {BRIDGE} address {} type bridge", mac(GATEWAY_MAC)));
         ip("link set v-net-0 up");
         ip("link set pod12 master v-net-0");
@@ -320,7 +320,7 @@ fn pods_of_two_nodes_talk_by_ebpf_alone() {
 #[test]
 fn what_the_kernel_sends_is_remembered_and_comes_back_to_ebpf() {
     let mut wire = Wire::new(UplinkAttach::Auto);
-    wire.forward_by_kernel();
+    Wire::forward_by_kernel();
     // Without `from_pod` everything goes the kernel's way, through the bridge.
     for (a, far, _) in pairs() {
         let sent = wire.packets(SentByKernel);
@@ -392,7 +392,7 @@ fn programs_are_replaced_under_traffic() {
 #[test]
 fn a_router_of_the_kernel_answers_what_ebpf_passes() {
     let mut wire = Wire::new(UplinkAttach::Auto);
-    wire.forward_by_kernel();
+    Wire::forward_by_kernel();
     wire.attach_pod();
     // The way to node2 is narrower than pod A believes.
     ip("route change 10.244.2.0/24 via 192.168.1.12 mtu 1400");
