@@ -5,15 +5,17 @@ use podnet::datapath::logs::LogLevel;
 use podnet_common::{
     endpoint::Endpoint,
     flow::{Flow, FlowKey},
-    program_name::{FROM_POD, TO_POD},
+    node::Node as Far,
+    program_name::{ALL, FROM_OVERLAY, FROM_POD, FROM_UPLINK, TO_POD, TO_UPLINK},
     settings::Settings,
 };
 
 use crate::{
+    cluster::{POD_C, POD_D, UPLINK, arriving_v4, arriving_v6, from_bridge, network, overlay},
     fixture::{Node, POD_A, POD_B},
     packets::{
-        ACK, ARP, HOP_BY_HOP, ICMPV6, IPV4, IPV6, TCP, UDP, arp, frame, ipv4, ipv6, jumbo, neighbor, tcp, udp, udp_v4,
-        udp_v6,
+        ACK, ARP, HOP_BY_HOP, ICMPV6, IPV4, IPV6, SYN, TCP, UDP, arp, frame, ipv4, ipv6, jumbo, neighbor, tcp, udp,
+        udp_v4, udp_v6, with_ttl,
     },
 };
 
@@ -25,10 +27,6 @@ fn cost_of_a_run() {
 
     let mut node = Node::new();
     repeatable(&mut node);
-    for program in [FROM_POD, TO_POD] {
-        let info = node.datapath.program(program).unwrap().info().unwrap();
-        println!("{program}: the verifier walked {:?} instructions of 1,000,000", info.verified_instruction_count());
-    }
     print("from_pod, IPv4 TCP, redirected", node.nanoseconds(FROM_POD, a.ifindex, &tcp_packet));
     print("from_pod, IPv4 UDP, redirected", node.nanoseconds(FROM_POD, a.ifindex, &udp_v4(a, b)));
     print("from_pod, IPv6 UDP, redirected", node.nanoseconds(FROM_POD, a.ifindex, &udp_v6(a, b)));
@@ -65,6 +63,53 @@ fn cost_of_a_run() {
         Node::with_settings(Settings { events_per_tick: 0, count_verdicts: 0, ..Settings::DEFAULT }, LogLevel::Off);
     repeatable(&mut lean);
     print("from_pod, IPv4 TCP, redirected, not counted", lean.nanoseconds(FROM_POD, a.ifindex, &tcp_packet));
+}
+
+#[test]
+fn cost_of_a_run_between_nodes() {
+    let (a, c) = (POD_A, POD_C);
+    let print = |name: &str, nanoseconds: u128| println!("{nanoseconds:5} ns  {name}");
+    let mut node = Node::in_cluster();
+    for program in ALL {
+        let info = node.datapath.program(program).unwrap().info().unwrap();
+        println!("{program}: the verifier walked {:?} instructions of 1,000,000", info.verified_instruction_count());
+    }
+    repeatable(&mut node);
+    // The inner source is the pod's MAC again; see `repeatable`.
+    let far = Far { own_mac: a.mac, ..overlay() };
+    for v6 in [false, true] {
+        node.datapath.maps_mut().upsert_node(network(3, v6), far).unwrap();
+    }
+    let skb = a.ifindex;
+    print("from_pod, IPv4 UDP, to a pod of this node", node.nanoseconds_of_hops(FROM_POD, skb, &udp_v4(a, POD_B)));
+    print("from_pod, IPv4 UDP, to a node, direct", node.nanoseconds_of_hops(FROM_POD, skb, &udp_v4(a, c)));
+    print("from_pod, IPv6 UDP, to a node, direct", node.nanoseconds_of_hops(FROM_POD, skb, &udp_v6(a, c)));
+    print("from_pod, IPv4 UDP, to a node, overlay", node.nanoseconds_of_hops(FROM_POD, skb, &udp_v4(a, POD_D)));
+    print("from_pod, IPv6 UDP, to a node, overlay", node.nanoseconds_of_hops(FROM_POD, skb, &udp_v6(a, POD_D)));
+    let outside = frame(a, IPV4, &ipv4(a.v4, [8, 8, 8, 8].into(), UDP, &udp(1, 2)));
+    print("from_pod, IPv4, not to a pod", node.nanoseconds(FROM_POD, skb, &outside));
+    print("from_uplink, IPv4 UDP, delivered", node.nanoseconds_of_hops(FROM_UPLINK, UPLINK, &arriving_v4(c, a)));
+    print("from_uplink, IPv6 UDP, delivered", node.nanoseconds_of_hops(FROM_UPLINK, UPLINK, &arriving_v6(c, a)));
+    print("from_uplink, not for a pod", node.nanoseconds(FROM_UPLINK, UPLINK, &arriving_v4(a, c)));
+    print("to_uplink, redirected before", node.nanoseconds(TO_UPLINK, UPLINK, &udp_v4(a, c)));
+    print("to_uplink, sent by the kernel", node.nanoseconds(TO_UPLINK, from_bridge(UPLINK), &udp_v4(a, c)));
+    print("from_overlay, without a tunnel key, dropped", node.nanoseconds(FROM_OVERLAY, UPLINK, &udp_v4(a, c)));
+
+    node.touch_all();
+    let tcp_to_c = frame(a, IPV4, &ipv4(a.v4, c.v4, TCP, &tcp(1, 2, SYN)));
+    let flow = "from_pod, IPv4 TCP, to a node, flow looked up";
+    print(flow, node.nanoseconds_of_hops(FROM_POD, skb, &tcp_to_c));
+}
+
+impl Node {
+    /// As [`Node::nanoseconds`], for a program that takes one from the TTL at each run: many short series, of which the
+    /// median counts.
+    fn nanoseconds_of_hops(&self, program: &str, skb: u32, packet: &[u8]) -> u128 {
+        let packet = with_ttl(packet, 255);
+        let mut series: Vec<u128> = (0..401).map(|_| self.series(program, skb, &packet, 250)).collect();
+        series.sort_unstable();
+        series[200]
+    }
 }
 
 /// A series runs the same packet over and over, so it must be what it was after a redirect: the gateway gets the MAC of

@@ -6,6 +6,7 @@ use podnet::datapath::logs::LogLevel;
 use podnet_common::{event::CAPTURE_LEN, program_name, settings::Settings, verdict::DropReason};
 
 use crate::{
+    cluster::SETTINGS,
     fixture::{Node, POD_A, POD_B},
     packets::{IPV4, UDP, frame, ipv4, udp, udp_v4},
 };
@@ -111,6 +112,30 @@ fn programs_log_at_every_level() {
             Some(mut logs) => logs.forward(),
         }
         assert!(node.datapath.take_logs().is_none());
+    }
+}
+
+#[test]
+fn programs_load_with_all_settings() {
+    // What is off is removed before the kernel judges the rest, so each combination is another program to it.
+    for level in [LogLevel::Off, LogLevel::Trace] {
+        for bits in 0..16_u32 {
+            let is_set = |bit: u32| bits & (1 << bit) != 0;
+            let value = |bit: u32, value: u32| if is_set(bit) { value } else { 0 };
+            let settings = Settings {
+                node_mask_v4: if is_set(0) { SETTINGS.node_mask_v4 } else { [0; 4] },
+                node_mask_v6: if is_set(1) { SETTINGS.node_mask_v6 } else { [0; 16] },
+                nodes_lpm: value(2, 1),
+                bridge_ifindex: value(3, 7),
+                events_per_tick: value(2, 10),
+                count_verdicts: value(1, 1),
+                vni: value(3, 1),
+            };
+            if level == LogLevel::Trace && bits % 5 != 0 {
+                continue;
+            }
+            drop(Node::with_settings(settings, level));
+        }
     }
 }
 

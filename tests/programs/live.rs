@@ -30,7 +30,7 @@ use podnet_common::{
 };
 
 use crate::{
-    fixture::{Expected, GATEWAY_MAC, Node, POD_A, POD_B, Pod, hex, ip, new_namespaces},
+    fixture::{Expected, GATEWAY_MAC, Node, POD_A, POD_B, Pod, hex, ip, mac, new_namespaces},
     packets::{ICMPV6, IPV4, IPV6, UDP, VLAN, ethernet, frame, ipv4, ipv6, neighbor, udp, udp_v4, udp_v6},
 };
 
@@ -159,7 +159,7 @@ fn tags_that_the_kernel_takes_out_hide_nothing() {
 }
 
 /// Makes a namespace with the pod's end of the veth in it, up and configured, and as quiet as can be.
-fn pod_namespace(pod: Pod) -> Netns {
+pub(crate) fn pod_namespace(pod: Pod) -> Netns {
     let netns = std::thread::spawn(|| {
         new_namespaces(CloneFlags::CLONE_NEWNET);
         Netns::current().unwrap()
@@ -172,7 +172,6 @@ fn pod_namespace(pod: Pod) -> Netns {
     std::fs::write(format!("/proc/sys/net/ipv6/conf/pod{index}/disable_ipv6"), "1").unwrap();
     ip(&format!("link set eth{index} netns /proc/{}/fd/{fd}", std::process::id()));
     ip(&format!("link set pod{index} up"));
-    let mac = |[a, b, c, d, e, f]: [u8; 6]| format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
     netns
         .run(|| {
             std::fs::write(format!("/proc/sys/net/ipv6/conf/eth{index}/addr_gen_mode"), "1")?;
@@ -192,7 +191,7 @@ fn pod_namespace(pod: Pod) -> Netns {
     netns
 }
 
-fn attach(
+pub(crate) fn attach(
     node: &Node,
     program: &str,
     pod: Pod,
@@ -211,7 +210,7 @@ fn attach(
 }
 
 /// Sends a frame as it is out of an interface of the calling thread's namespace.
-fn send_frame(interface: &str, packet: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn send_frame(interface: &str, packet: &[u8]) -> anyhow::Result<()> {
     let socket: OwnedFd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: all zero is a valid address: the fields are integers.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests panic, and keep the backtrace")]
 
 mod fixture;
+mod cluster;
 mod packets;
 mod forwarding;
 mod arp;
@@ -12,7 +13,12 @@ mod neighbor;
 mod vlan;
 mod malformed;
 mod flows;
+mod remote;
+mod uplink;
+mod node_flows;
 mod events;
 mod pins;
 mod live;
+mod devices;
+mod wire;
 mod cost;

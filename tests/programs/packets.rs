@@ -110,6 +110,47 @@ pub(crate) fn link_layer(kind: u8, mac: [u8; 6]) -> Vec<u8> {
     [&[kind, 1][..], &mac].concat()
 }
 
+/// The frame as it is after a router: TTL or hop limit one less, and the header's checksum right.
+pub(crate) fn after_hop(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if frame[12..14] == IPV4.to_be_bytes() {
+        frame[22] -= 1;
+        with_checksum(&frame)
+    } else {
+        frame[21] -= 1;
+        frame
+    }
+}
+
+/// The frame with the right checksum in its IPv4 header (RFC 791).
+pub(crate) fn with_checksum(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[24..26].copy_from_slice(&[0, 0]);
+    let end = 14 + usize::from(frame[14] & 0x0f) * 4;
+    let sum: u32 = frame[14..end].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// The frame with another TTL or hop limit.
+pub(crate) fn with_ttl(frame: &[u8], ttl: u8) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if frame[12..14] == IPV4.to_be_bytes() {
+        frame[22] = ttl;
+        with_checksum(&frame)
+    } else {
+        frame[21] = ttl;
+        frame
+    }
+}
+
+/// The frame with other MACs.
+pub(crate) fn with_macs(frame: &[u8], to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
+    [&to[..], &from, &frame[12..]].concat()
+}
+
 /// A frame with a UDP datagram between two pods.
 pub(crate) fn udp_v4(from: Pod, to: Pod) -> Vec<u8> {
     frame(from, IPV4, &ipv4(from.v4, to.v4, UDP, &udp(40_000, 53)))

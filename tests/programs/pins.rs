@@ -9,13 +9,16 @@ use podnet::datapath::{
     object,
 };
 use podnet_common::{
+    address::Address,
     endpoint::{Endpoint, EndpointSource},
     map_name,
+    node::{Node as Far, NodeAddress, NodePrefix},
     settings::Settings,
     verdict::Verdict,
 };
 
 use crate::{
+    cluster,
     fixture::{Bpffs, Node, POD_A, POD_B},
     packets::{udp_v4, udp_v6},
 };
@@ -81,6 +84,38 @@ fn upsert_preserves_flags_and_writes_only_what_differs() {
     node.publish(POD_B);
     node.touch_all();
     assert_eq!((node.is_touched(POD_A), node.is_touched(POD_B)), ((true, true), (true, true)));
+}
+
+#[test]
+fn nodes_are_written_and_read() {
+    let mut node = Node::new();
+    let maps = node.datapath.maps_mut();
+    let far = Far { id: 7, ifindex: 3, flags: Far::DIRECT, mtu: 1500, ..cluster::unreachable(7) };
+    let network = Address::from_v4_octets([10, 244, 7, 0]);
+    assert!(maps.upsert_node(network, far).unwrap());
+    assert!(!maps.upsert_node(network, far).unwrap());
+    assert!(maps.upsert_node(network, Far { mtu: 1400, ..far }).unwrap());
+    assert_eq!(maps.node(network).unwrap().unwrap().mtu, 1400);
+    assert_eq!(maps.nodes().unwrap(), [(network, Far { mtu: 1400, ..far })]);
+    assert!(maps.remove_node(network).unwrap() && !maps.remove_node(network).unwrap());
+
+    let wide = NodePrefix { prefix_len: 96 + 16, address: Address::from_v4_octets([10, 9, 0, 0]) };
+    let narrow = NodePrefix { prefix_len: 96 + 24, address: Address::from_v4_octets([10, 9, 8, 0]) };
+    assert!(maps.upsert_node_prefix(wide, far).unwrap());
+    // A shorter prefix with the same value does not stand for the longer one.
+    assert!(!maps.upsert_node_prefix(narrow, far).unwrap());
+    assert!(maps.upsert_node_prefix(narrow, Far { mtu: 9, ..far }).unwrap());
+    let mut prefixes = maps.node_prefixes().unwrap();
+    prefixes.sort_by_key(|(prefix, _)| prefix.prefix_len);
+    assert_eq!(prefixes, [(wide, far), (narrow, Far { mtu: 9, ..far })]);
+    assert!(maps.remove_node_prefix(narrow).unwrap() && !maps.remove_node_prefix(narrow).unwrap());
+    assert_eq!(maps.node_prefixes().unwrap(), [(wide, far)]);
+
+    let address = Address::from_v4_octets([192, 168, 1, 12]);
+    assert!(maps.upsert_node_address(address, NodeAddress { id: 7 }).unwrap());
+    assert!(!maps.upsert_node_address(address, NodeAddress { id: 7 }).unwrap());
+    assert_eq!(maps.node_addresses().unwrap(), [(address, NodeAddress { id: 7 })]);
+    assert!(maps.remove_node_address(address).unwrap() && !maps.remove_node_address(address).unwrap());
 }
 
 #[test]

@@ -132,11 +132,11 @@ fn read(maps: &Maps, name: &'static str, pods: &HashMap<u32, String>) -> Result<
         ),
         map_name::NODES => (
             &NODE_HEADING,
-            maps.nodes()?.into_iter().map(|(network, node)| node_row(network.to_ip().to_string(), &node)).collect(),
+            maps.nodes()?.into_iter().map(|(network, node)| node_row(&network.to_ip().to_string(), &node)).collect(),
         ),
         map_name::NODES_LPM => (
             &NODE_HEADING,
-            maps.node_prefixes()?.into_iter().map(|(prefix, node)| node_row(prefix.to_string(), &node)).collect(),
+            maps.node_prefixes()?.into_iter().map(|(prefix, node)| node_row(&prefix.to_string(), &node)).collect(),
         ),
         map_name::NODE_ADDRESSES => (
             &["address", "id"],
@@ -185,7 +185,7 @@ fn read(maps: &Maps, name: &'static str, pods: &HashMap<u32, String>) -> Result<
 }
 
 /// The row of a node in the order of [`NODE_HEADING`]; what its way does not use is absent.
-fn node_row(network: String, node: &Node) -> Vec<Value> {
+fn node_row(network: &str, node: &Node) -> Vec<Value> {
     let address = |address: podnet_common::address::Address| match address.to_ip() {
         IpAddr::V6(v6) if v6.is_unspecified() => Value::Null,
         address => json!(address),
@@ -243,6 +243,35 @@ mod tests {
     fn flags_are_named() {
         assert_eq!(flags(0b101, &[(1, "a"), (2, "b"), (4, "c")]), json!(["a", "c"]));
         assert_eq!(flags(0, &[(1, "a")]), json!([]));
+    }
+
+    #[test]
+    fn a_node_shows_what_its_way_uses() {
+        let none = podnet_common::address::Address { octets: [0; 16] };
+        let local = Node {
+            id: 1,
+            address: none,
+            next_hop: none,
+            ifindex: 0,
+            flags: Node::LOCAL,
+            mtu: 1500,
+            mac: [0; 6],
+            own_mac: [0; 6],
+        };
+        assert_eq!(
+            Value::Array(node_row("10.244.1.0", &local)),
+            json!(["10.244.1.0", 1, "local", null, null, null, 1500, null, null])
+        );
+        let next_hop = std::net::Ipv4Addr::new(192, 168, 1, 12).into();
+        let direct = Node { id: 2, next_hop, ifindex: 3, flags: Node::DIRECT, ..local };
+        assert_eq!(
+            Value::Array(node_row("10.244.2.0", &direct)),
+            json!(["10.244.2.0", 2, "direct", null, "192.168.1.12", 3, 1500, null, null])
+        );
+        for (flags, way) in [(Node::OVERLAY, "overlay"), (0, "kernel")] {
+            assert_eq!(node_row("", &Node { flags, ..direct })[2], json!(way));
+        }
+        assert_eq!(node_row("", &direct).len(), NODE_HEADING.len());
     }
 
     #[test]

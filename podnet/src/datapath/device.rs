@@ -12,9 +12,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{SchedClassifierLink, TcAttachOptions},
+        tc::{SchedClassifierLink, TcAttachOptions, TcError},
     },
     util::KernelVersion,
 };
@@ -173,11 +173,13 @@ fn id_of(program: &SchedClassifier) -> Result<u32> {
     Ok(program.info().context("examine a program")?.id())
 }
 
-/// Whether a program is attached to an interface by TCX.
+/// Whether a program is attached to an interface by TCX. An interface that does not exist has none.
 fn is_attached(name: &str, hook: DeviceHook, program: u32) -> Result<bool> {
-    let (_revision, programs) =
-        SchedClassifier::query_tcx(name, hook.attach_type()).with_context(|| format!("list the programs of {name}"))?;
-    Ok(programs.iter().any(|one| one.id() == program))
+    match SchedClassifier::query_tcx(name, hook.attach_type()) {
+        Ok((_revision, programs)) => Ok(programs.iter().any(|one| one.id() == program)),
+        Err(ProgramError::TcError(TcError::IoError(error))) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("list the programs of {name}")),
+    }
 }
 
 /// Lists what podnet has attached to uplinks and overlay devices: interface, hook, number of the program. Pins whose
@@ -187,7 +189,8 @@ pub fn attached_devices(pin_dir: &Path) -> Result<Vec<(u32, DeviceHook, u32)>> {
     for (hook, ifindex, pin) in pins(pin_dir)? {
         let Some(link) = open_link(&pin)? else { continue };
         let program = link.info().with_context(|| format!("examine the link {}", pin.display()))?.program_id();
-        let Ok(name) = if_indextoname(ifindex) else { continue };
+        // Without such an interface the name may be empty.
+        let name = if_indextoname(ifindex).unwrap_or_default();
         if is_attached(&name.to_string_lossy(), hook, program)? {
             attached.push((ifindex, hook, program));
         }
@@ -219,7 +222,8 @@ pub fn detach_all_devices(pin_dir: &Path) -> Result<()> {
         }
     }
     match std::fs::remove_dir(links_dir(pin_dir)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
+        // Not empty: files in it that are not podnet's.
+        Err(error) if ![ErrorKind::NotFound, ErrorKind::DirectoryNotEmpty].contains(&error.kind()) => {
             Err(error).with_context(|| format!("remove folder {}", links_dir(pin_dir).display()))
         }
         _ => Ok(()),
