@@ -268,6 +268,17 @@ impl Engine {
         let ifindex = link::ifindex(&record.host_ifname)?;
         record.host_ifindex = ifindex;
 
+        let mut requests = vec![
+            link::set_port(ifindex, PortSettings::POD),
+            tc::attach(ifindex),
+            neighbor::add_fdb(ifindex, record.mac),
+        ];
+        requests.extend(self.program_offers()?);
+        requests
+            .extend(record.addresses.iter().map(|address| neighbor::add(self.bridge_ifindex, *address, record.mac)));
+        self.netlink.batch(requests)?;
+
+        // The guard stands before the pod can send its first packet.
         let spec = PodSpec::from(&*record);
         if let Some(datapath) = &mut self.datapath {
             datapath.maps_mut().upsert_source(ifindex, spec.source())?;
@@ -284,18 +295,6 @@ impl Engine {
             gateway_mac: self.bridge_mac,
         }
         .configure(netns, &self.home)?;
-
-        // The guard stands before the host end is up, without which the pod cannot send.
-        let mut requests = vec![
-            link::set_port(ifindex, PortSettings::POD),
-            tc::attach(ifindex),
-            neighbor::add_fdb(ifindex, record.mac),
-        ];
-        requests.extend(self.program_offers()?);
-        requests
-            .extend(record.addresses.iter().map(|address| neighbor::add(self.bridge_ifindex, *address, record.mac)));
-        requests.push(link::set_up(ifindex));
-        self.netlink.batch(requests)?;
         if let Some(datapath) = &mut self.datapath {
             for address in &record.addresses {
                 datapath.maps_mut().upsert_endpoint(Address::from(*address), spec.endpoint(self.bridge_mac))?;

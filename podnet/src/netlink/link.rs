@@ -81,9 +81,8 @@ pub struct VethPair<'a> {
 }
 
 impl VethPair<'_> {
-    /// Returns the one request that creates the pair: the host end on the bridge, both down. The end that is brought up
-    /// last has its carrier at once; the other waits for the kernel's link watch, and drops what it should send until
-    /// then. So the host end comes last, whose packets are the node's to answer for.
+    /// Returns the one request that creates the pair: the host end up and on the bridge, the pod end down (the kernel
+    /// refuses `IFF_UP` on the peer with ENOTCONN).
     #[must_use]
     pub fn create(&self) -> Request {
         // One queue, as veth uses by itself: unasked, the kernel makes one per CPU and waits for a grace period when it
@@ -98,6 +97,8 @@ impl VethPair<'_> {
         ];
         peer.attributes.extend(one_queue.clone());
         let mut host = LinkMessage::default();
+        host.header.flags = LinkFlags::Up;
+        host.header.change_mask = LinkFlags::Up;
         host.attributes = vec![
             LinkAttribute::IfName(self.host_name.to_owned()),
             LinkAttribute::Address(self.host_mac.0.to_vec()),
