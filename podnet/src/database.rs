@@ -18,15 +18,6 @@ use crate::{
     netns::NetnsId,
 };
 
-/// How far an attachment has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PodState {
-    /// Its ADD has not been answered: a restart undoes it.
-    Adding,
-    /// Its ADD has been answered, or is about to be: a restart keeps it.
-    Ready,
-}
-
 /// What the node remembers of an attached pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodRecord {
@@ -54,8 +45,6 @@ pub struct PodRecord {
     pub mtu_requested: Option<u32>,
     /// Leased addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
-    /// How far the attachment has come.
-    pub state: PodState,
     /// Seconds since the epoch when the pod was added.
     pub created: u64,
 }
@@ -82,7 +71,6 @@ const SCHEMA: &str = "
         mtu           INTEGER NOT NULL,
         ipv4          TEXT UNIQUE,
         ipv6          TEXT UNIQUE,
-        ready         INTEGER NOT NULL,
         created       INTEGER NOT NULL,
         route_mtu     INTEGER NOT NULL,
         mtu_requested INTEGER,
@@ -94,8 +82,10 @@ const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// Leads from version 1 to version 2, in which pods got MTUs that follow the uplinks.
+/// Leads from version 1 to version 2: pods got MTUs that follow the uplinks, and are stored once they are attached.
 const MIGRATION_1_TO_2: &str = "
+    DELETE FROM pods WHERE ready = 0;
+    ALTER TABLE pods DROP COLUMN ready;
     ALTER TABLE pods ADD COLUMN route_mtu INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE pods ADD COLUMN mtu_requested INTEGER;
 ";
@@ -161,7 +151,7 @@ impl Database {
     pub fn pods(&self) -> Result<BTreeMap<AttachmentKey, PodRecord>> {
         let mut statement = self.connection.prepare(
             "SELECT container_id, ifname, network, pod_namespace, pod_name, pod_uid, netns, netns_device, netns_inode,
-                    host_ifname, host_ifindex, mac, mtu, ipv4, ipv6, ready, created,
+                    host_ifname, host_ifindex, mac, mtu, ipv4, ipv6, created,
                     route_mtu, mtu_requested FROM pods",
         )?;
         let mut rows = statement.query([])?;
@@ -187,10 +177,9 @@ impl Database {
                 mac: Mac(row.get(11)?),
                 mtu: row.get(12)?,
                 addresses,
-                state: if row.get(15)? { PodState::Ready } else { PodState::Adding },
-                created: row.get::<_, i64>(16)? as u64,
-                route_mtu: row.get(17)?,
-                mtu_requested: row.get(18)?,
+                created: row.get::<_, i64>(15)? as u64,
+                route_mtu: row.get(16)?,
+                mtu_requested: row.get(17)?,
                 key: key.clone(),
             };
             pods.insert(key, record);
@@ -198,13 +187,16 @@ impl Database {
         Ok(pods)
     }
 
-    /// Commits the intent to attach a pod: its record and its leases.
-    pub fn insert(&mut self, record: &PodRecord) -> Result<()> {
+    /// Commits a pod that is attached: its record, its leases, and settings with them.
+    pub fn insert(&mut self, record: &PodRecord, settings: &[(String, String)]) -> Result<()> {
         let address = |v4: bool| record.addresses.iter().find(|address| address.is_ipv4() == v4).map(IpAddr::to_string);
-        self.connection
-            .prepare_cached("INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19)")
-            .and_then(|mut statement| {
-                statement.execute(params![
+        let mut commit = || {
+            let transaction = self.connection.transaction()?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18)",
+                )?
+                .execute(params![
                     record.key.container_id,
                     record.key.ifname,
                     record.network,
@@ -220,23 +212,10 @@ impl Database {
                     record.mtu,
                     address(true),
                     address(false),
-                    record.state == PodState::Ready,
                     record.created as i64,
                     record.route_mtu,
                     record.mtu_requested,
-                ])
-            })
-            .map_err(|error| self.not_written(error))?;
-        Ok(())
-    }
-
-    /// Commits that a pod is attached, by the host-side veth with this index, together with settings.
-    pub fn set_ready(&mut self, key: &AttachmentKey, host_ifindex: u32, settings: &[(String, String)]) -> Result<()> {
-        let mut commit = || {
-            let transaction = self.connection.transaction()?;
-            transaction
-                .prepare_cached("UPDATE pods SET ready = 1, host_ifindex = ?3 WHERE container_id = ?1 AND ifname = ?2")?
-                .execute(params![key.container_id, key.ifname, host_ifindex])?;
+                ])?;
             for (name, value) in settings {
                 transaction.prepare_cached(SET_SETTING)?.execute([name, value])?;
             }
@@ -340,7 +319,6 @@ mod tests {
             route_mtu: 1450,
             mtu_requested: Some(1500),
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-            state: PodState::Adding,
             created: 1,
         }
     }
@@ -351,29 +329,54 @@ mod tests {
         let web = record("web", &["10.244.1.2", "fd00::2"]);
         {
             let mut database = Database::open(folder.path()).unwrap();
-            database.insert(&web).unwrap();
-            database.set_ready(&web.key, 12, &[]).unwrap();
             database.set_setting("cursor", "a").unwrap();
+            database.insert(&web, &[("other".into(), "c".into())]).unwrap();
             database.set_setting("cursor", "b").unwrap();
         }
         let mut database = Database::open(folder.path()).unwrap();
-        let expected = PodRecord { host_ifindex: 12, state: PodState::Ready, ..web.clone() };
-        assert_eq!(database.pods().unwrap().into_values().collect::<Vec<_>>(), [expected]);
+        assert_eq!(database.pods().unwrap().into_values().collect::<Vec<_>>(), std::slice::from_ref(&web));
+        assert_eq!(database.setting("other").unwrap().as_deref(), Some("c"));
         assert_eq!(database.setting("cursor").unwrap().as_deref(), Some("b"));
         database.delete(&web.key).unwrap();
         database.delete(&web.key).unwrap();
         assert!(database.pods().unwrap().is_empty());
-        database.insert(&record("other", &["10.244.1.2"])).unwrap();
+        database.insert(&record("other", &["10.244.1.2"]), &[]).unwrap();
     }
 
     #[test]
     fn an_address_is_leased_once_and_a_failed_insert_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let mut database = Database::open(folder.path()).unwrap();
-        database.insert(&record("a", &["10.244.1.2"])).unwrap();
-        assert!(database.insert(&record("b", &["10.244.1.2", "fd00::3"])).is_err());
+        database.insert(&record("a", &["10.244.1.2"]), &[]).unwrap();
+        assert!(database.insert(&record("b", &["10.244.1.2", "fd00::3"]), &[]).is_err());
         assert_eq!(database.pods().unwrap().len(), 1);
-        database.insert(&record("c", &["10.244.1.3", "fd00::3"])).unwrap();
+        database.insert(&record("c", &["10.244.1.3", "fd00::3"]), &[]).unwrap();
+    }
+
+    #[test]
+    fn a_database_of_version_1_is_taken_over_without_what_was_never_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        {
+            let connection = Connection::open(folder.path().join("podnet.db")).unwrap();
+            let schema = SCHEMA
+                .replace("route_mtu     INTEGER NOT NULL,", "")
+                .replace("mtu_requested INTEGER,", "")
+                .replace("        created ", "        ready INTEGER NOT NULL,\n        created ");
+            connection.execute_batch(&schema).unwrap();
+            for (name, ready, ip) in [("web", 1, "10.244.1.2"), ("half", 0, "10.244.1.3")] {
+                let row = format!(
+                    "INSERT INTO pods VALUES ('{name}', 'eth0', 'podnet', '', '', '', '/run/netns/web', -1, 7, 'pn{name}', 4, \
+                     x'0a580af40102', 1500, '{ip}', NULL, {ready}, 1)"
+                );
+                connection.execute_batch(&row).unwrap();
+            }
+            connection.pragma_update(None, "user_version", 1).unwrap();
+        }
+        let mut database = Database::open(folder.path()).unwrap();
+        let pods: Vec<_> = database.pods().unwrap().into_values().collect();
+        assert_eq!(pods.len(), 1);
+        assert_eq!((pods[0].host_ifname.as_str(), pods[0].route_mtu, pods[0].created), ("pnweb", 0, 1));
+        database.insert(&record("new", &["10.244.1.3"]), &[]).unwrap();
     }
 
     #[test]
@@ -383,7 +386,7 @@ mod tests {
         // A page count at its limit fails as a file system without room does.
         database.connection.execute_batch("PRAGMA max_page_count = 4").unwrap();
         let error = (0..1000)
-            .find_map(|number| database.insert(&record(&format!("c{number}"), &[])).err())
+            .find_map(|number| database.insert(&record(&format!("c{number}"), &[]), &[]).err())
             .expect("the database grows without limit");
         let error = format!("{error:#}");
         assert!(error.contains("podnet.db") && error.contains("make room"), "{error}");

@@ -1,4 +1,4 @@
-//! Attaching and detaching one pod: address, intent, veth, guard, pod side, publication, answer; and the reverse.
+//! Attaching and detaching one pod: address, veth, guard, pod side, publication, record, answer; and the reverse.
 
 use std::{net::IpAddr, time::SystemTime};
 
@@ -11,7 +11,7 @@ use super::{Engine, pod_side::PodSide};
 use crate::{
     api::{AddRequest, ApiError, Attachment, AttachmentKey, ErrorKind, GcReply, GcRequest, Mac},
     config::{Config, validate_ifname},
-    database::{PodRecord, PodState},
+    database::PodRecord,
     ipam, names,
     netlink::{
         link::{self, PortSettings, VethPair},
@@ -193,16 +193,8 @@ impl Engine {
             route_mtu: self.route_mtu.min(request.mtu.unwrap_or(self.mtu)),
             mtu_requested: request.mtu,
             addresses: addresses.to_vec(),
-            state: PodState::Adding,
             created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs()),
         };
-        // They hold keys and addresses that may be this pod's.
-        while let Some(key) = self.undeleted.last() {
-            self.database.delete(key).context("take a failed ADD out of the database").map_err(internal)?;
-            self.undeleted.pop();
-        }
-        // The intent first: whatever happens from here on, a restart knows what to undo.
-        self.database.insert(&record).context("store the pod").map_err(internal)?;
         let wired = match self.wire(&mut record, netns) {
             Err(WireError::Exists) => {
                 // A veth of this name, or the pod-side end of one that was just deleted, may still wait for the reaper.
@@ -212,19 +204,13 @@ impl Engine {
             }
             outcome => outcome,
         };
+        // The record last, but before the answer: what a restart finds without one, it removes.
         let made = wired.and_then(|()| {
             let cursors = self.cursors(addresses);
-            self.database
-                .set_ready(&record.key, record.host_ifindex, &cursors)
-                .context("store the pod")
-                .map_err(WireError::Other)
+            self.database.insert(&record, &cursors).context("store the pod").map_err(WireError::Other)
         });
         if let Err(error) = made {
             self.unwire(&record);
-            if let Err(error) = self.database.delete(&record.key) {
-                warn!(error = format!("{error:#}"), "undo an ADD; the next ADD or start does it");
-                self.undeleted.push(record.key.clone());
-            }
             return Err(match error {
                 WireError::Exists => ApiError::new(
                     ErrorKind::AlreadyExists,
@@ -235,7 +221,6 @@ impl Engine {
                 }
             });
         }
-        record.state = PodState::Ready;
         info!(
             container = record.key.container_id,
             pod = %record.pod.display_name(&record.key),
@@ -269,6 +254,7 @@ impl Engine {
         record.host_ifindex = ifindex;
 
         let mut requests = vec![
+            link::omit_link_local(ifindex),
             link::set_port(ifindex, PortSettings::POD),
             tc::attach(ifindex),
             neighbor::add_fdb(ifindex, record.mac),

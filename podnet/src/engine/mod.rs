@@ -161,8 +161,6 @@ struct Engine {
     nft_rules: nft::Rules,
     pods: BTreeMap<AttachmentKey, PodRecord>,
     pools: Vec<Pool>,
-    /// Failed ADDs that the database still holds, because it failed, too.
-    undeleted: Vec<AttachmentKey>,
     /// The loaded eBPF path; `None` in kernel mode, or if it could not be loaded.
     datapath: Option<Datapath>,
     /// Whether the programs should be in their blocks.
@@ -241,7 +239,6 @@ impl Engine {
             nft_rules: nft::Rules::default(),
             pods: BTreeMap::new(),
             pools,
-            undeleted: Vec::new(),
             datapath: None,
             programs_wanted: config.datapath == DatapathMode::Ebpf,
             logs: start.logs,
@@ -352,21 +349,10 @@ impl Engine {
         }
     }
 
-    /// Takes the pods out of the database. Those whose ADD was never answered stay out, so that reconciliation removes
-    /// what there is of them.
+    /// Takes the pods out of the database. What there is of pods without a record, whose ADD was never answered,
+    /// reconciliation removes.
     fn load_pods(&mut self) -> Result<()> {
         self.pods = self.database.pods()?;
-        let unanswered: Vec<AttachmentKey> = self
-            .pods
-            .values()
-            .filter(|record| record.state == crate::database::PodState::Adding)
-            .map(|record| record.key.clone())
-            .collect();
-        for key in unanswered {
-            warn!(container = key.container_id, "undoing an ADD that was never answered");
-            self.database.delete(&key)?;
-            self.pods.remove(&key);
-        }
         for record in self.pods.values() {
             for address in &record.addresses {
                 let leased = self.pools.iter_mut().any(|pool| pool.lease(*address).is_ok());

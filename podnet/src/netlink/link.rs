@@ -8,7 +8,7 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{
-            InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
         },
     },
 };
@@ -191,6 +191,18 @@ pub fn set_up(ifindex: u32) -> Request {
 pub fn set_master(ifindex: u32, bridge: u32) -> Request {
     let message = LinkUnspec::new_with_index(ifindex).controller(bridge).build();
     Request::new(format!("add link {ifindex} to bridge {bridge}"), RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Returns the request that keeps the kernel from giving a link an IPv6 link-local address once it has a carrier. A bridge
+/// port needs none, and each would cost routes, multicast groups and their reports to all pods. A link that has no IPv6
+/// is as asked.
+#[must_use]
+pub fn omit_link_local(ifindex: u32) -> Request {
+    let mut message = LinkUnspec::new_with_index(ifindex).build();
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]));
+    Request::new(format!("keep link {ifindex} without an IPv6 address"), RouteNetlinkMessage::SetLink(message), 0)
+        .tolerate(Tolerate::NoFamily)
 }
 
 /// Returns the request that sets a bridge port up.

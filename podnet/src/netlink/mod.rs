@@ -64,6 +64,8 @@ pub enum Tolerate {
     Exists,
     /// "Does not exist" is success.
     NotFound,
+    /// "There is no such address family here" is success.
+    NoFamily,
 }
 
 /// A request to change something.
@@ -179,6 +181,7 @@ impl Socket {
                     Tolerate::Nothing => false,
                     Tolerate::Exists => refusal.is_exists(),
                     Tolerate::NotFound => refusal.is_not_found(),
+                    Tolerate::NoFamily => refusal.cause.raw_os_error() == Some(libc::EAFNOSUPPORT),
                 };
                 if !tolerated {
                     refusals.push((position, refusal));
