@@ -11,6 +11,7 @@ use std::{
 use ipnetwork::IpNetwork;
 use podnet_common::{
     address::Address,
+    endpoint::link_local_address,
     node::{Node, NodePrefix},
 };
 
@@ -251,7 +252,7 @@ impl Inputs<'_> {
                 let entry = Node { address: Address::from(remote), ..entry };
                 match self.overlay {
                     Some(ifindex) => {
-                        let gateway = Config::gateway(cidr);
+                        let gateway = overlay_gateway(cidr, entry.mac);
                         routing.neighbors.insert(gateway, Mac(entry.mac));
                         routing.routes.insert(
                             cidr,
@@ -273,6 +274,16 @@ impl Inputs<'_> {
             }
         };
         routing.nodes.insert(cidr, entry);
+    }
+}
+
+/// Returns the next hop on the overlay device for a pod CIDR: a name for the node's MAC there. The kernel takes no global
+/// IPv6 address to which another route leads (`ip6_route_check_nh_onlink` in net/ipv6/route.c), as one does when a
+/// node that was reached directly moves behind the overlay.
+fn overlay_gateway(cidr: IpNetwork, mac: [u8; 6]) -> IpAddr {
+    match cidr {
+        IpNetwork::V4(_) => Config::gateway(cidr),
+        IpNetwork::V6(_) => IpAddr::from(link_local_address(mac)),
     }
 }
 

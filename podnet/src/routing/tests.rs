@@ -99,7 +99,7 @@ fn direct_takes_the_kernels_next_hop() {
 fn overlay_carries_both_families_over_one() {
     let routing = three(RoutingMode::Overlay).routing();
     let route = routing.routes[&cidr("fd00:10:244:3::/64")];
-    assert_eq!(route.to_string(), "fd00:10:244:3::/64 encap id 7 dst 192.168.2.13 via fd00:10:244:3::1 dev 9 mtu 1450");
+    assert_eq!(route.to_string(), "fd00:10:244:3::/64 encap id 7 dst 192.168.2.13 via fe80::858:aff:fef4:301 dev 9 mtu 1450");
     assert_eq!(route.source.unwrap().to_string(), "fd00:10:244:1::1");
     assert_eq!(routing.neighbors[&"10.244.3.1".parse().unwrap()].to_string(), "0a:58:0a:f4:03:01");
     let entry = routing.nodes[&cidr("10.244.3.0/24")];
