@@ -22,7 +22,7 @@ use podnet::{
     netns::Netns,
 };
 use podnet_common::{
-    node::Node as Far,
+    node::{Node as Far, NodeAddress},
     program_name::{FROM_POD, TO_POD},
     verdict::{
         Counter,
@@ -37,7 +37,7 @@ use podnet_common::{
 use crate::{
     cluster::{
         BRIDGE, NODE2, NODE3, NODE3_MAC, OVERLAY, PEER_MAC, POD_C, POD_D, SETTINGS, UPLINK, direct, network, overlay,
-        pod_of,
+        pod_of, unreachable,
     },
     fixture::{Expected, GATEWAY_MAC, Node, POD_A, POD_B, Pod, hex, ip, mac, new_namespaces},
     live,
@@ -422,7 +422,7 @@ fn a_router_of_the_kernel_answers_what_ebpf_passes() {
 
 #[test]
 fn the_overlay_believes_nodes_about_their_own_pods_only() {
-    let wire = Wire::new(UplinkAttach::Auto);
+    let mut wire = Wire::new(UplinkAttach::Auto);
     let (node2, node3): (IpAddr, IpAddr) = (NODE2.into(), NODE3.into());
     let (node2_v6, stranger): (IpAddr, IpAddr) = ("fd00:1::12".parse().unwrap(), STRANGER.into());
     let stranger_v6: IpAddr = "fd00:1::13".parse().unwrap();
@@ -489,4 +489,11 @@ fn the_overlay_believes_nodes_about_their_own_pods_only() {
             wire.check_overlay(node3, 1, &packet[..len], Malformed);
         }
     }
+
+    // Not even this node itself sends from its own pods by the overlay.
+    let own = Far { address: stranger.into(), flags: Far::LOCAL, ..unreachable(1) };
+    wire.node.datapath.maps_mut().upsert_node_address(stranger.into(), NodeAddress { id: 1 }).unwrap();
+    wire.check_overlay(stranger, 1, &v4(POD_B, POD_A), SpoofedNode);
+    wire.node.datapath.maps_mut().upsert_node(network(1, false), own).unwrap();
+    wire.check_overlay(stranger, 1, &v4(POD_B, POD_A), SpoofedNode);
 }
