@@ -48,8 +48,8 @@ fn ignore(outer: &Address) -> Result<Decision, DropReason> {
 
 #[inline(always)]
 fn forward(ctx: &TcContext, outer: &Address, packet: &Ip) -> Result<Decision, DropReason> {
-    judge(outer, &packet.source, packet.family)?;
-    if !packet::is_for_this_host(ctx) || packet.destination.is_v6_mapped(packet.family) {
+    let sender = judge(outer, &packet.source, packet.family)?;
+    if sender == Sender::Node || !packet::is_for_this_host(ctx) || packet.destination.is_v6_mapped(packet.family) {
         return Ok(Decision::IGNORE);
     }
     Ok(match endpoint::lookup(&packet.destination) {
@@ -58,22 +58,31 @@ fn forward(ctx: &TcContext, outer: &Address, packet: &Ip) -> Result<Decision, Dr
     })
 }
 
+/// What a packet came from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    /// A pod CIDR.
+    Pod,
+    /// An address of the node itself: netfilter may have a say.
+    Node,
+}
+
 /// Checks that the node which sent a packet has the address that the packet came from.
 #[inline(always)]
-fn judge(outer: &Address, source: &Address, family: Family) -> Result<(), DropReason> {
+fn judge(outer: &Address, source: &Address, family: Family) -> Result<Sender, DropReason> {
     let owner = node::lookup(source, family);
     if let Some(owner) = owner
         && owner.address() == *outer
         && !owner.is_local()
     {
-        return Ok(());
+        return Ok(Sender::Pod);
     }
     // A node may send from its address of the other family, and packets of its own.
-    let sender = node::owner_of_address(outer).ok_or(DropReason::UnknownNode)?;
-    let owner = match owner {
-        Some(owner) if owner.is_local() => None,
-        Some(owner) => Some(owner.id()),
-        None => node::owner_of_address(source),
+    let node = node::owner_of_address(outer).ok_or(DropReason::UnknownNode)?;
+    let (owner, sender) = match owner {
+        Some(owner) if owner.is_local() => (None, Sender::Pod),
+        Some(owner) => (Some(owner.id()), Sender::Pod),
+        None => (node::owner_of_address(source), Sender::Node),
     };
-    if owner == Some(sender) { Ok(()) } else { Err(DropReason::SpoofedNode) }
+    if owner == Some(node) { Ok(sender) } else { Err(DropReason::SpoofedNode) }
 }

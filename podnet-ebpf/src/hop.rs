@@ -37,8 +37,8 @@ pub(crate) fn refusal(
 #[inline(always)]
 fn limit(ctx: &TcContext, family: Family) -> u8 {
     match family {
-        Family::V4 => packet::linear::<34>(ctx).map_or(0, |header| header.read::<u8, 22>()),
-        Family::V6 => packet::linear::<54>(ctx).map_or(0, |header| header.read::<u8, 21>()),
+        Family::V4 => packet::linear::<34>(ctx).map_or(0, packet::Headers::read::<u8, 22>),
+        Family::V6 => packet::linear::<54>(ctx).map_or(0, packet::Headers::read::<u8, 21>),
     }
 }
 
