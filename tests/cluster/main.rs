@@ -3,5 +3,7 @@
 //! Run as root: `cargo test -p podnet-tests --test cluster`, after `cargo build -p podnet`.
 #![expect(clippy::unwrap_used, reason = "tests panic")]
 
+mod paths;
 mod network;
 mod matrix;
+mod service;

@@ -17,8 +17,10 @@ use harness::{
     peer::{self, PeerServer},
     tcp,
 };
-use podnet::{api::DatapathMode, config::RoutingMode, netns::Netns};
+use podnet::{config::RoutingMode, netns::Netns};
 use podnet_common::verdict::Verdict;
+
+use crate::paths::Paths;
 
 const PORT: u16 = 8080;
 
@@ -33,15 +35,6 @@ const QUESTIONS: usize = 20;
 
 /// Packets of a node that are not of the pairs: what pods send by themselves while a test runs.
 const NOISE: u64 = 40;
-
-/// Which path carries the packets of the nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Paths {
-    Ebpf,
-    Kernel,
-    /// The second node's path is the kernel's, that of the others eBPF.
-    Mixed,
-}
 
 macro_rules! matrix {
     ($($name:ident: $mode:ident, $paths:ident;)*) => {
@@ -101,16 +94,7 @@ struct Matrix {
 
 impl Matrix {
     fn new(mode: RoutingMode, paths: Paths) -> Self {
-        let cluster = TestCluster::with(|options| {
-            options.mode = mode;
-            match paths {
-                Paths::Ebpf => {}
-                Paths::Kernel => options.datapath = DatapathMode::Kernel,
-                Paths::Mixed => options.kernel_nodes = vec!["node2".into()],
-            }
-        });
-        // A packet of an earlier moment would go the kernel's way, and its endpoints be remembered as touched.
-        cluster.wait_for_routes();
+        let cluster = paths.cluster(mode);
         let pods = cluster.add_pods(PODS);
         let mut servers = Vec::new();
         for family in Family::ALL {
@@ -200,12 +184,7 @@ impl Matrix {
         let after = self.counters();
         for ((node, before), after) in self.cluster.nodes().iter().zip(&before).zip(&after) {
             let attached = node.status().datapath.attached;
-            assert_eq!(
-                attached,
-                paths == Paths::Ebpf || paths == Paths::Mixed && node.name() != "node2",
-                "{}",
-                node.name()
-            );
+            assert_eq!(attached, paths.is_ebpf(node), "{}", node.name());
             if !attached {
                 continue;
             }

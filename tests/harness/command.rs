@@ -42,6 +42,11 @@ fn package(program: &str) -> &str {
     }
 }
 
+/// Runs `ip` with arguments that are separated by blanks.
+pub fn ip(netns: &Netns, arguments: &str) -> String {
+    run(netns, "ip", &arguments.split_ascii_whitespace().collect::<Vec<_>>())
+}
+
 /// Runs `iptables` or `ip6tables` in a network namespace.
 pub fn iptables(netns: &Netns, family: Family, arguments: &str) -> String {
     let program = if family == Family::V4 { "iptables" } else { "ip6tables" };

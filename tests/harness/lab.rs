@@ -32,7 +32,8 @@ impl SharedLab {
         let mut options = Options {
             name: new_name(),
             pods: 0,
-            log: "debug".into(),
+            // Thousands of lines of relocations would hide what the daemon says.
+            log: "debug,aya=info,aya_obj=info".into(),
             binary: binary(),
             ..Options::reference().unwrap()
         };
