@@ -5,3 +5,8 @@
 
 mod network;
 mod matrix;
+mod churn;
+mod repair;
+mod uplink;
+mod mtu;
+mod store;
