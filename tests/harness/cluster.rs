@@ -101,6 +101,9 @@ impl TestCluster {
         };
         let mut pods = crowd::run(self.nodes.len(), jobs, add).results;
         pods.sort_by_key(|(position, _)| *position);
+        for node in &self.nodes {
+            interfaces::wait_for_carriers(node.netns());
+        }
         pods.into_iter().map(|(_, pods)| pods).collect()
     }
 

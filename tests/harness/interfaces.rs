@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 use podnet::{netlink::route::PODNET_PROTOCOL, netns::Netns};
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::command::{read_proc, run};
+use crate::{
+    command::{read_proc, run},
+    wait_for,
+};
 
 /// Statistics of one interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +105,15 @@ pub fn neighbors(netns: &Netns) -> Vec<(IpAddr, String)> {
     let mut known: Vec<_> = all.into_iter().filter_map(|neighbor| Some((neighbor.dst, neighbor.lladdr?))).collect();
     known.sort();
     known
+}
+
+/// Waits until the kernel's link watch has seen that every interface that is up has a carrier. Before that an interface
+/// drops what it should send, and the link watch waits while somebody removes a namespace, for one.
+pub fn wait_for_carriers(netns: &Netns) {
+    wait_for("interfaces to have a carrier", || {
+        let links: Vec<serde_json::Value> = ip(netns, &["link", "show", "up"]);
+        links.iter().all(|link| link["operstate"] != "DOWN" && link["operstate"] != "LOWERLAYERDOWN").then_some(())
+    });
 }
 
 /// Returns the routes of a family as `ip -j` shows them.
