@@ -42,9 +42,9 @@ fn traces(cluster: &TestCluster, node: &TestNode, datapath: DatapathMode) -> Vec
     let cidrs = &gone.node().pod_cidrs;
     let mut traces = Vec::new();
     for family in Family::ALL {
-        let routes = interfaces::routes(node.netns(), family);
-        let stale = routes.iter().filter(|route| cidrs.iter().any(|cidr| route["dst"] == cidr.to_string()));
-        traces.extend(stale.map(ToString::to_string));
+        let routes = interfaces::own_destinations(node.netns(), family);
+        let stale = cidrs.iter().map(ToString::to_string).filter(|cidr| routes.contains(cidr));
+        traces.extend(stale.map(|cidr| format!("route to {cidr}")));
         if datapath == DatapathMode::Ebpf {
             let address = gone.address(family);
             let known = maps::node_addresses(node.node()).get(&Address::from(address), 0).is_ok();

@@ -43,11 +43,10 @@ fn mtu_of(netns: &Netns, name: &str) -> Option<u32> {
     interfaces::links(netns).into_iter().find(|link| link.ifname == name).map(|link| link.mtu)
 }
 
-fn route_mtu(netns: &Netns, family: Family, destination: &str) -> Option<u64> {
-    let routes = interfaces::routes(netns, family);
-    let route =
-        routes.iter().find(|route| route["dst"] == destination).unwrap_or_else(|| panic!("{destination}: {routes:?}"));
-    route["metrics"].as_array().and_then(|metrics| metrics.first()?["mtu"].as_u64())
+fn route_mtu(netns: &Netns, family: Family, destination: &str) -> Option<u32> {
+    let route = interfaces::route_of(netns, family, destination)?;
+    let mut words = route.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
+    words.next().map(|mtu| mtu.parse().unwrap())
 }
 
 /// What a node and its pods should have.
@@ -79,19 +78,11 @@ fn differences(node: &TestNode, pods: &[&TestPod], others: &[IpNetwork], expecte
             }
             if expected.overlay {
                 let default = route_mtu(pod.netns(), family, "default");
-                check(
-                    format!("{family:?} default route of {}", pod.name()),
-                    default.map(|mtu| mtu as u32),
-                    expected.way,
-                );
+                check(format!("{family:?} default route of {}", pod.name()), default, expected.way);
                 let cidrs = node.node().pod_cidrs.iter();
                 let own = cidrs.copied().find(|cidr| Family::of(cidr.ip()) == family).unwrap();
                 let own = route_mtu(pod.netns(), family, &own.to_string());
-                check(
-                    format!("own route of {}", pod.name()),
-                    own.map_or(Some(expected.pod), |mtu| Some(mtu as u32)),
-                    expected.pod,
-                );
+                check(format!("own route of {}", pod.name()), own.or(Some(expected.pod)), expected.pod);
             }
         }
     }
@@ -101,7 +92,7 @@ fn differences(node: &TestNode, pods: &[&TestPod], others: &[IpNetwork], expecte
         }
         if expected.overlay {
             let mtu = route_mtu(node.netns(), Family::of(cidr.ip()), &cidr.to_string());
-            check(format!("route to {cidr}"), mtu.map(|mtu| mtu as u32), expected.way);
+            check(format!("route to {cidr}"), mtu, expected.way);
         }
     }
     if expected.overlay {
@@ -233,7 +224,7 @@ fn a_pod_that_asked_for_less_keeps_it() {
             wait_for(&format!("{mode}: MTU {to}"), || (is(&small, smalls) && is(&usual, to)).then_some(()));
             if mode == RoutingMode::Overlay {
                 let way = (to - OVERHEAD).min(smalls);
-                let default = route_mtu(small.netns(), Family::V6, "default").map_or(smalls, |mtu| mtu as u32);
+                let default = route_mtu(small.netns(), Family::V6, "default").unwrap_or(smalls);
                 assert_eq!(default, way, "default route of the small pod at {to}");
             }
             for (pod, family) in [(&small, Family::V4), (&small, Family::V6), (&usual, Family::V4)] {

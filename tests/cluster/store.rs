@@ -8,6 +8,7 @@ use harness::{
     traffic::Steady,
     wait_for,
 };
+use ipnetwork::IpNetwork;
 use podnet::{cluster::ClusterNode, config::RoutingMode};
 
 const PORT: u16 = 8080;
@@ -43,24 +44,21 @@ fn path(cluster: &TestCluster) -> PathBuf {
     cluster.nodes_file().path
 }
 
-/// Returns podnet's routes, as `ip` shows them.
-fn routes(node: &TestNode) -> Vec<serde_json::Value> {
-    let all = Family::ALL.into_iter().flat_map(|family| interfaces::routes(node.netns(), family));
-    all.filter(|route| route["protocol"] == "112").collect()
+/// Returns the destinations of podnet's routes.
+fn routes(node: &TestNode) -> Vec<String> {
+    Family::ALL.into_iter().flat_map(|family| interfaces::own_destinations(node.netns(), family)).collect()
 }
 
 fn knows(node: &TestNode, other: &ClusterNode) -> bool {
     let routes = routes(node);
-    other.pod_cidrs.iter().all(|cidr| {
-        routes.iter().any(|route| route["dst"] == cidr.to_string()) && maps::node_of(node.node(), *cidr).is_some()
-    })
+    let known = |cidr: &IpNetwork| routes.contains(&cidr.to_string()) && maps::node_of(node.node(), *cidr).is_some();
+    other.pod_cidrs.iter().all(known)
 }
 
 fn forgot(node: &TestNode, other: &ClusterNode) -> bool {
     let routes = routes(node);
-    other.pod_cidrs.iter().all(|cidr| {
-        routes.iter().all(|route| route["dst"] != cidr.to_string()) && maps::node_of(node.node(), *cidr).is_none()
-    })
+    let known = |cidr: &IpNetwork| routes.contains(&cidr.to_string()) || maps::node_of(node.node(), *cidr).is_some();
+    !other.pod_cidrs.iter().any(known)
 }
 
 fn check_pods(one: &TestPod, two: &TestPod) {

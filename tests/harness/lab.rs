@@ -32,7 +32,8 @@ impl SharedLab {
         let mut options = Options {
             name: new_name(),
             pods: 0,
-            log: "debug".into(),
+            // The loader tells of each function that it links.
+            log: "debug,aya_obj=info".into(),
             binary: binary(),
             ..Options::reference().unwrap()
         };

@@ -18,6 +18,7 @@ use super::{Engine, Why, pod_side::PodSide, sysctl};
 use crate::{
     api::{AttachmentKey, ClusterStatus, NodeCidr, NodeInfo},
     cluster::{Cluster, Update, last_known},
+    config,
     netlink::{
         Request,
         link::{self, Link},
@@ -168,8 +169,10 @@ impl Engine {
                 stored.sort_unstable();
                 (stored != running).then(|| {
                     format!(
-                        "the store gives {} the pod CIDRs {stored:?}, but it runs with {running:?}; restart the daemon after removing its pods",
-                        node.name
+                        "the store gives {} the pod CIDRs {}, but it runs with {}; restart the daemon after removing its pods",
+                        node.name,
+                        config::show(&stored),
+                        config::show(&running)
                     )
                 })
             }

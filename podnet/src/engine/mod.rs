@@ -24,7 +24,7 @@ use crate::{
     },
     cluster::{Update, last_known},
     cni::deletions,
-    config::Config,
+    config::{self, Config},
     database::{Database, PodRecord},
     datapath::{
         loader::Datapath,
@@ -412,9 +412,10 @@ fn own_pod_cidrs(config: &Config, following: &Following) -> Result<Vec<IpNetwork
             let same = |a: &[IpNetwork], b: &[IpNetwork]| a.len() == b.len() && a.iter().all(|cidr| b.contains(cidr));
             ensure!(
                 same(&stored, &config.pod_cidrs),
-                "pod-cidrs: the configuration gives {} {:?}, the store {stored:?}; make them equal, or leave pod-cidrs out",
+                "pod-cidrs: the configuration gives {} {}, the store {}; make them equal, or leave pod-cidrs out",
                 config.node,
-                config.pod_cidrs
+                config::show(&config.pod_cidrs),
+                config::show(&stored),
             );
             Ok(config.pod_cidrs.clone())
         }
