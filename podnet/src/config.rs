@@ -337,6 +337,12 @@ impl Config {
     }
 }
 
+/// Shows a list of CIDRs as people write it.
+#[must_use]
+pub fn show(cidrs: &[IpNetwork]) -> String {
+    format!("[{}]", cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+}
+
 /// Checks that pods can have the addresses of a CIDR.
 ///
 /// # Errors

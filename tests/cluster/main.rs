@@ -7,3 +7,8 @@ mod paths;
 mod network;
 mod matrix;
 mod service;
+mod churn;
+mod repair;
+mod uplink;
+mod mtu;
+mod store;

@@ -130,6 +130,14 @@ pub fn own_destinations(netns: &Netns, family: crate::Family) -> Vec<String> {
     text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
+/// Returns the route of the main table to exactly a destination, as `ip` shows it; see [`own_destinations`].
+pub fn route_of(netns: &Netns, family: crate::Family, destination: &str) -> Option<String> {
+    let option = if family == crate::Family::V4 { "-4" } else { "-6" };
+    let text = run(netns, "ip", &[option, "route", "show"]);
+    // A route of another kind begins with that.
+    text.lines().find(|line| line.split_whitespace().next() == Some(destination)).map(|line| line.trim_end().to_owned())
+}
+
 /// Returns the route to an address, as `ip -j route get` shows it.
 pub fn route_to(netns: &Netns, address: IpAddr) -> serde_json::Value {
     let mut routes: Vec<serde_json::Value> = ip(netns, &["route", "get", &address.to_string()]);

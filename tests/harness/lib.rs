@@ -14,6 +14,7 @@ pub mod pod;
 pub mod tcp;
 pub mod udp;
 pub mod peer;
+pub mod traffic;
 pub mod icmp;
 pub mod pattern;
 pub mod random;

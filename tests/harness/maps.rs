@@ -10,6 +10,7 @@ use podnet_common::{
     endpoint::{Endpoint, EndpointSource},
     flow::{Flow, FlowKey},
     map_name,
+    node::{Node as NodeEntry, NodeAddress},
 };
 
 /// A pinned hash map.
@@ -23,6 +24,21 @@ pub fn endpoints(node: &Node) -> PinnedHash<Address, Endpoint> {
 /// Opens `ENDPOINTS_BY_IFINDEX`.
 pub fn endpoints_by_ifindex(node: &Node) -> PinnedHash<u32, EndpointSource> {
     open(node, map_name::ENDPOINTS_BY_IFINDEX)
+}
+
+/// Opens `NODES`.
+pub fn nodes(node: &Node) -> PinnedHash<Address, NodeEntry> {
+    open(node, map_name::NODES)
+}
+
+/// Opens `NODE_ADDRESSES`.
+pub fn node_addresses(node: &Node) -> PinnedHash<Address, NodeAddress> {
+    open(node, map_name::NODE_ADDRESSES)
+}
+
+/// Returns the entry of a pod CIDR of the usual size in `NODES`.
+pub fn node_of(node: &Node, cidr: ipnetwork::IpNetwork) -> Option<NodeEntry> {
+    nodes(node).get(&Address::from(cidr.network()), 0).ok()
 }
 
 /// Opens `KERNEL_FLOWS`.

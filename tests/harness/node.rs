@@ -3,7 +3,8 @@
 use std::{net::IpAddr, process::Command, time::Duration};
 
 use podnet::{
-    api::{DatapathRequest, Pod, Status},
+    api::{DatapathRequest, NodeInfo, Pod, Status, client::Client},
+    config::Config,
     lab::{Node, node::READY_DEADLINE, node_api, process::Process, runtime::Runtime},
     netns::Netns,
 };
@@ -46,7 +47,7 @@ impl TestNode {
 
     /// Returns the gateway of the node's pods of a family.
     pub fn gateway(&self, family: Family) -> IpAddr {
-        let gateways = self.node.pod_cidrs.iter().map(|cidr| podnet::config::Config::gateway(*cidr));
+        let gateways = self.node.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr));
         gateways.into_iter().find(|gateway| Family::of(*gateway) == family).unwrap()
     }
 
@@ -94,6 +95,19 @@ impl TestNode {
         node_api::pods(&self.node.socket()).unwrap_or_else(|error| panic!("{error:#}\n{}", self.log_tail()))
     }
 
+    /// Returns the cluster's nodes as the daemon lists them.
+    pub fn cluster(&self) -> Vec<NodeInfo> {
+        let nodes = Client::new(&self.node.socket()).nodes();
+        nodes.unwrap_or_else(|error| panic!("{error:#}\n{}", self.log_tail()))
+    }
+
+    /// Runs `podnet` with these arguments as an operator of the node does, and returns what it printed.
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        let output = Command::new(binary()).args(arguments).arg("--socket").arg(self.node.socket()).output().unwrap();
+        assert!(output.status.success(), "podnet {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// Returns the eBPF path's counters.
     pub fn counters(&self) -> Counters {
         Counters::of(&self.status())
@@ -112,13 +126,37 @@ impl TestNode {
 
     /// Starts a daemon after the last one ended; returns when it is ready.
     pub fn start_daemon(&self) {
+        self.try_start_daemon().unwrap_or_else(|error| panic!("{error:#}"));
+    }
+
+    /// Starts a daemon after the last one ended; returns when it is ready.
+    ///
+    /// # Errors
+    ///
+    /// It ended; with the end of its log.
+    pub fn try_start_daemon(&self) -> anyhow::Result<()> {
         let daemon = self.node.spawn_daemon(&binary()).unwrap();
         {
             let mut lab = self.lab.lock();
             lab.nodes[self.position].daemon = Some(daemon);
             lab.save().unwrap();
         }
-        self.node.wait_ready(daemon, READY_DEADLINE).unwrap_or_else(|error| panic!("{error:#}"));
+        self.node.wait_ready(daemon, READY_DEADLINE)
+    }
+
+    /// Changes the configuration file, which the daemon reads when it starts.
+    pub fn edit_config(&self, change: impl FnOnce(&mut Config)) {
+        let path = self.node.config_path();
+        let mut config = Config::load(&path).unwrap_or_else(|error| panic!("{error:#}"));
+        change(&mut config);
+        std::fs::write(&path, toml::to_string(&config).unwrap()).unwrap();
+    }
+
+    /// Ends the daemon and starts one with another configuration.
+    pub fn restart_with(&self, change: impl FnOnce(&mut Config)) {
+        self.stop_daemon();
+        self.edit_config(change);
+        self.start_daemon();
     }
 
     /// Ends the daemon by SIGTERM, and panics if that does not end it.

@@ -74,3 +74,14 @@ pub fn ask(client: &Netns, target: SocketAddr, count: usize) -> Result<SocketAdd
     }
     seen.ok_or_else(|| "nothing was asked".into())
 }
+
+/// Asks a server once; returns the address that it saw, or `None` if there is no answer within a time.
+pub fn ask_within(client: &Netns, target: SocketAddr, timeout: Duration) -> Option<SocketAddr> {
+    let socket = udp::connect(client, target);
+    socket.set_read_timeout(Some(timeout)).unwrap();
+    // No route, or an ICMP error: no answer either.
+    socket.send(b"who am I?").ok()?;
+    let mut buffer = [0; 128];
+    let length = socket.recv(&mut buffer).ok()?;
+    String::from_utf8_lossy(&buffer[..length]).parse().ok()
+}

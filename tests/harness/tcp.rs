@@ -163,8 +163,13 @@ impl LiveConnection {
     /// Bytes of a round: several GSO packets.
     const BLOCK: usize = 65_000;
 
-    /// Connects; returns after the first round.
+    /// Connects, and makes no pause between rounds; returns after the first one.
     pub fn start(client: &Netns, target: SocketAddr) -> Self {
+        Self::start_paced(client, target, Duration::ZERO)
+    }
+
+    /// Connects, and makes a pause after each round; returns after the first one.
+    pub fn start_paced(client: &Netns, target: SocketAddr, pause: Duration) -> Self {
         let mut stream = connect(client, target);
         let stop = Arc::new(AtomicBool::new(false));
         let rounds = Arc::new(AtomicU64::new(0));
@@ -178,6 +183,9 @@ impl LiveConnection {
                 stream.read_exact(&mut buffer).unwrap();
                 pattern.check(position, &buffer);
                 done.fetch_add(1, Ordering::Relaxed);
+                if !pause.is_zero() {
+                    std::thread::sleep(pause);
+                }
             }
         });
         let connection = Self { stop, rounds, thread };

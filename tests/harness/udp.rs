@@ -110,7 +110,7 @@ pub fn exchange_on(socket: &UdpSocket, length: usize) {
     }
 }
 
-/// Requests to an echo server without pause, a few under way at a time.
+/// Requests to an echo server one after the other, a few under way at a time.
 #[derive(Debug)]
 pub struct Flood {
     stop: Arc<AtomicBool>,
@@ -138,14 +138,19 @@ impl Flood {
     /// How many requests are under way at a time: far less than a socket's buffer holds, so that a loss is the path's.
     const WINDOW: u64 = 16;
 
-    /// Starts the flood; returns after the first answers.
+    /// Starts a flood without pause; returns after the first answers.
     pub fn start(client: &Netns, target: SocketAddr) -> Self {
+        Self::start_paced(client, target, Duration::ZERO)
+    }
+
+    /// Starts a flood with a pause after each request; returns after the first answers.
+    pub fn start_paced(client: &Netns, target: SocketAddr, pause: Duration) -> Self {
         let socket = connect(client, target);
         socket.set_read_timeout(Some(TICK)).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&answered));
-        let thread = std::thread::spawn(move || flood(&socket, &stopped, &count));
+        let thread = std::thread::spawn(move || flood(&socket, pause, &stopped, &count));
         let flood = Self { stop, answered, thread };
         flood.wait_for_answers(10);
         flood
@@ -170,7 +175,7 @@ impl Flood {
     }
 }
 
-fn flood(socket: &UdpSocket, stop: &AtomicBool, count: &AtomicU64) -> Tally {
+fn flood(socket: &UdpSocket, pause: Duration, stop: &AtomicBool, count: &AtomicU64) -> Tally {
     let mut tally = Tally { sent: 0, answered: 0 };
     // Requests given up on: they are no longer under way.
     let mut abandoned = 0;
@@ -187,6 +192,9 @@ fn flood(socket: &UdpSocket, stop: &AtomicBool, count: &AtomicU64) -> Tally {
                 Ok(_) => tally.sent += 1,
                 // An ICMP error for an earlier request (unreachable) shows here: that one counts as lost.
                 Err(error) => assert!(is_icmp_error(&error), "UDP flood: {error}"),
+            }
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
             }
             continue;
         }

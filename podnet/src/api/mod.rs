@@ -358,7 +358,7 @@ pub struct ClusterStatus {
     pub store: Option<String>,
     /// Number of nodes, this one included.
     pub nodes: usize,
-    /// Seconds since the store was heard last; absent while it answers.
+    /// For how many seconds the store has not answered, or made no sense; absent while it does.
     pub stale_seconds: Option<u64>,
     /// Why the store does not answer.
     pub failure: Option<String>,

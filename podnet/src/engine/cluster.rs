@@ -18,6 +18,7 @@ use super::{Engine, Why, pod_side::PodSide, sysctl};
 use crate::{
     api::{AttachmentKey, ClusterStatus, NodeCidr, NodeInfo},
     cluster::{Cluster, Update, last_known},
+    config,
     netlink::{
         Request,
         link::{self, Link},
@@ -40,10 +41,8 @@ pub(super) struct Following {
     pub(super) store: Option<String>,
     /// The last snapshot. `None`: none was ever seen, so nothing of an earlier one is removed.
     pub(super) cluster: Option<Cluster>,
-    /// When the store told the last snapshot; `None`: it is from an earlier life of the daemon.
-    updated: Option<Instant>,
-    /// Why the store has told nothing since.
-    failure: Option<String>,
+    /// Why the store tells nothing, and since when.
+    failure: Option<(String, Instant)>,
     /// The kernel's way to each node.
     ways: HashMap<IpAddr, Option<NextHop>>,
     /// Name and MTU of each interface that is up.
@@ -68,12 +67,10 @@ impl Following {
         let new = Self { pending: true, ..Self::default() };
         let Some(store) = store else { return Self { cluster: Some(Cluster::default()), ..new } };
         match first {
-            Some(Update::Snapshot(cluster)) => {
-                Self { store: Some(store), cluster: Some(cluster), updated: Some(Instant::now()), ..new }
-            }
+            Some(Update::Snapshot(cluster)) => Self { store: Some(store), cluster: Some(cluster), ..new },
             Some(Update::Failed(reason)) => {
                 warn!(store, reason, "the store failed; starting with the last known nodes");
-                Self { store: Some(store), cluster: earlier, failure: Some(reason), ..new }
+                Self { store: Some(store), cluster: earlier, failure: Some((reason, Instant::now())), ..new }
             }
             None => Self { store: Some(store), cluster: earlier, ..new },
         }
@@ -91,6 +88,11 @@ impl Following {
         self.overlay.filter(|_| self.routing.needs_overlay)
     }
 
+    /// Returns why the store tells nothing.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.as_ref().map(|(reason, _)| reason.as_str())
+    }
+
     /// Returns whether anything is known of the cluster.
     pub(super) fn is_known(&self) -> bool {
         self.cluster.is_some()
@@ -103,26 +105,34 @@ impl Engine {
         match update {
             Update::Failed(reason) => {
                 warn!(store = self.following.store, reason, "the store failed; the last known nodes stay in force");
-                self.following.failure = Some(reason);
+                // It may fail in another way now, but it has since the first.
+                let since = self.following.failure.take().map_or_else(Instant::now, |(_, since)| since);
+                self.following.failure = Some((reason, since));
             }
             Update::Snapshot(cluster) => {
                 if self.following.failure.take().is_some() {
                     info!(store = self.following.store, "the store is back");
                 }
-                self.following.updated = Some(Instant::now());
                 if self.following.cluster.as_ref() == Some(&cluster) {
                     return;
                 }
                 let start = Instant::now();
                 let nodes = cluster.nodes().len();
-                let stored = last_known::store(&self.config.state_dir, &cluster);
                 self.following.cluster = Some(cluster);
                 let applied = self.apply_cluster();
-                match applied.and(stored) {
+                match applied.and(self.remember_cluster()) {
                     Ok(()) => info!(nodes, milliseconds = start.elapsed().as_millis(), "the cluster changed"),
                     Err(error) => warn!(nodes, error = format!("{error:#}"), "the cluster changed"),
                 }
             }
+        }
+    }
+
+    /// Stores the snapshot in force for the next start.
+    pub(super) fn remember_cluster(&self) -> Result<()> {
+        match &self.following.cluster {
+            Some(cluster) if self.following.store.is_some() => last_known::store(&self.config.state_dir, cluster),
+            _ => Ok(()),
         }
     }
 
@@ -159,8 +169,10 @@ impl Engine {
                 stored.sort_unstable();
                 (stored != running).then(|| {
                     format!(
-                        "the store gives {} the pod CIDRs {stored:?}, but it runs with {running:?}; restart the daemon after removing its pods",
-                        node.name
+                        "the store gives {} the pod CIDRs {}, but it runs with {}; restart the daemon after removing its pods",
+                        node.name,
+                        config::show(&stored),
+                        config::show(&running)
                     )
                 })
             }
@@ -505,11 +517,8 @@ impl Engine {
             mode: self.config.mode.to_string(),
             store: following.store.clone(),
             nodes: following.cluster.as_ref().map_or(0, |cluster| cluster.nodes().len()),
-            stale_seconds: following
-                .failure
-                .as_ref()
-                .map(|_| following.updated.map_or(0, |updated| updated.elapsed().as_secs())),
-            failure: following.failure.clone(),
+            stale_seconds: following.failure.as_ref().map(|(_, since)| since.elapsed().as_secs()),
+            failure: following.failure().map(str::to_owned),
             uplinks: following.uplinks(&self.config.uplinks).into_values().collect(),
             overlay: following.overlay().and_then(name),
             pod_route_mtu: self.route_mtu,
@@ -520,7 +529,7 @@ impl Engine {
     pub(super) fn cluster_warnings(&self) -> Vec<String> {
         let following = &self.following;
         let mut warnings: Vec<String> = following.own_mismatch.iter().cloned().collect();
-        if let Some(failure) = &following.failure {
+        if let Some(failure) = following.failure() {
             let nodes = following.cluster.as_ref().map_or(0, |cluster| cluster.nodes().len());
             warnings.push(format!("store: {failure}; the last known {nodes} nodes stay in force"));
         }

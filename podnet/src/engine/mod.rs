@@ -22,9 +22,9 @@ use crate::{
         AddRequest, ApiError, Attachment, AttachmentKey, CheckRequest, DatapathMode, DatapathRequest, DeleteRequest,
         ErrorKind, GcReply, GcRequest, Mac, NodeInfo, Pod, Status,
     },
-    cluster::{Cluster, Update, last_known},
+    cluster::{Update, last_known},
     cni::deletions,
-    config::Config,
+    config::{self, Config},
     database::{Database, PodRecord},
     datapath::{
         loader::Datapath,
@@ -218,8 +218,9 @@ impl Engine {
                 None
             }
         };
+        let is_news = matches!(&start.first, Some(Update::Snapshot(first)) if earlier.as_ref() != Some(first));
         let following = Following::new(start.store, start.first, earlier);
-        config.pod_cidrs = own_pod_cidrs(&config, following.cluster.as_ref())?;
+        config.pod_cidrs = own_pod_cidrs(&config, &following)?;
         let home = Netns::current()?;
         let netlink = Socket::open()?;
         let gateways: Vec<IpAddr> = config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect();
@@ -260,6 +261,9 @@ impl Engine {
         engine.load_datapath();
         engine.reconcile(Why::Change("start"))?;
         engine.remember_gateways()?;
+        if is_news {
+            engine.remember_cluster()?;
+        }
         info!(
             node = engine.config.node,
             bridge = engine.config.bridge,
@@ -375,21 +379,29 @@ impl Engine {
 /// # Errors
 ///
 /// Neither knows any, or they contradict each other.
-fn own_pod_cidrs(config: &Config, cluster: Option<&Cluster>) -> Result<Vec<IpNetwork>> {
-    let stored = cluster.and_then(|cluster| cluster.node(&config.node)).map(|node| node.pod_cidrs.clone());
+fn own_pod_cidrs(config: &Config, following: &Following) -> Result<Vec<IpNetwork>> {
+    let own = following.cluster.as_ref().and_then(|cluster| cluster.node(&config.node));
+    let stored = own.map(|node| node.pod_cidrs.clone());
     match (config.pod_cidrs.is_empty(), stored) {
         (true, Some(stored)) if !stored.is_empty() => Ok(stored),
-        (true, _) => bail!(
-            "the store has no pod CIDRs for node {}, and the configuration has no pod-cidrs; add one of them",
-            config.node
-        ),
+        (true, _) => match following.failure() {
+            Some(failure) => bail!(
+                "the configuration has no pod-cidrs, and the store, which should know those of node {}, failed: {failure}",
+                config.node
+            ),
+            None => bail!(
+                "the store has no pod CIDRs for node {}, and the configuration has no pod-cidrs; add one of them",
+                config.node
+            ),
+        },
         (false, Some(stored)) => {
             let same = |a: &[IpNetwork], b: &[IpNetwork]| a.len() == b.len() && a.iter().all(|cidr| b.contains(cidr));
             ensure!(
                 same(&stored, &config.pod_cidrs),
-                "pod-cidrs: the configuration gives {} {:?}, the store {stored:?}; make them equal, or leave pod-cidrs out",
+                "pod-cidrs: the configuration gives {} {}, the store {}; make them equal, or leave pod-cidrs out",
                 config.node,
-                config.pod_cidrs
+                config::show(&config.pod_cidrs),
+                config::show(&stored),
             );
             Ok(config.pod_cidrs.clone())
         }
