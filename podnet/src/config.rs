@@ -367,9 +367,7 @@ pub fn validate_pod_cidr(cidr: IpNetwork) -> Result<()> {
         IpAddr::V6(v6) => (v6.is_unicast_link_local(), v6.to_ipv4_mapped().is_some()),
     };
     if network.is_multicast() || network.is_loopback() || network.is_unspecified() || link_local || mapped {
-        bail!(
-            "{cidr} is a multicast, loopback, link-local, v4-mapped or unspecified range, which pods cannot have"
-        );
+        bail!("{cidr} is a multicast, loopback, link-local, v4-mapped or unspecified range, which pods cannot have");
     }
     Ok(())
 }

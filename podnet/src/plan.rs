@@ -77,13 +77,7 @@ impl PodSpec {
     /// Returns where the pod is, as the maps hold it.
     #[must_use]
     pub const fn endpoint(&self, gateway_mac: Mac) -> Endpoint {
-        Endpoint {
-            ifindex: self.host_ifindex,
-            flags: 0,
-            mac: self.mac.0,
-            gateway_mac: gateway_mac.0,
-            mtu: self.mtu,
-        }
+        Endpoint { ifindex: self.host_ifindex, flags: 0, mac: self.mac.0, gateway_mac: gateway_mac.0, mtu: self.mtu }
     }
 }
 

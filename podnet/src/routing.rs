@@ -113,12 +113,7 @@ pub struct Shape {
 
 /// Returns the addresses whose ways routing asks for.
 #[must_use]
-pub fn addresses(
-    mode: RoutingMode,
-    own_name: &str,
-    routers: &[IpAddr],
-    cluster: Option<&Cluster>,
-) -> BTreeSet<IpAddr> {
+pub fn addresses(mode: RoutingMode, own_name: &str, routers: &[IpAddr], cluster: Option<&Cluster>) -> BTreeSet<IpAddr> {
     if mode == RoutingMode::Router {
         return routers.iter().copied().collect();
     }
@@ -148,7 +143,8 @@ impl Inputs<'_> {
     }
 
     fn way(&self, address: IpAddr) -> Result<(NextHop, u32), String> {
-        let way = self.ways.get(&address).copied().flatten().ok_or_else(|| format!("there is no route to {address}"))?;
+        let way =
+            self.ways.get(&address).copied().flatten().ok_or_else(|| format!("there is no route to {address}"))?;
         let mtu = self.links.get(&way.ifindex).map(|(_, mtu)| *mtu);
         Ok((way, mtu.ok_or_else(|| format!("the interface that leads to {address} is down"))?))
     }
@@ -428,12 +424,16 @@ pub fn plan(desired: &Routing, shape: &Shape, actual: &Actual) -> Vec<Change> {
             }
         }
     }
-    changes.extend(actual.routes.keys().filter(|cidr| !desired.routes.contains_key(cidr)).map(|cidr| Change::DeleteRoute(*cidr)));
+    changes.extend(
+        actual.routes.keys().filter(|cidr| !desired.routes.contains_key(cidr)).map(|cidr| Change::DeleteRoute(*cidr)),
+    );
     let stale = |address: &&IpAddr| !desired.neighbors.contains_key(address) && !address.is_multicast();
     changes.extend(actual.neighbors.keys().filter(stale).map(|address| Change::DeleteNeighbor(*address)));
     let addresses = actual.node_addresses.iter().flatten().map(|(address, _)| address);
     changes.extend(
-        addresses.filter(|address| !desired.node_addresses.contains_key(address)).map(|address| Change::DeleteNodeAddress(*address)),
+        addresses
+            .filter(|address| !desired.node_addresses.contains_key(address))
+            .map(|address| Change::DeleteNodeAddress(*address)),
     );
     changes
 }

@@ -23,8 +23,8 @@ use ureq::{
 };
 
 use super::{
-    AddRequest, ApiError, Attachment, CheckRequest, DatapathRequest, DeleteRequest, GcReply, GcRequest, LogLevels, NodeInfo, Pod,
-    Status, path,
+    AddRequest, ApiError, Attachment, CheckRequest, DatapathRequest, DeleteRequest, GcReply, GcRequest, LogLevels,
+    NodeInfo, Pod, Status, path,
 };
 
 /// Longest wait for the daemon to accept a connection; it only waits at all when the socket's backlog is full.

@@ -69,9 +69,9 @@ impl Route {
         let mut builder =
             RouteMessageBuilder::<IpAddr>::new().output_interface(self.ifindex).protocol(protocol).scope(scope);
         builder = match self.tunnel {
-            Some(Tunnel { vni, remote: IpAddr::V4(remote) }) => builder
-                .encap_ip(vec![RouteIpTunnel::Id(u64::from(vni)), RouteIpTunnel::Destination(remote)])
-                .onlink(),
+            Some(Tunnel { vni, remote: IpAddr::V4(remote) }) => {
+                builder.encap_ip(vec![RouteIpTunnel::Id(u64::from(vni)), RouteIpTunnel::Destination(remote)]).onlink()
+            }
             // UDP over IPv6 needs its checksum (RFC 8200, section 8.1).
             Some(Tunnel { vni, remote: IpAddr::V6(remote) }) => builder
                 .encap_ip6(vec![
@@ -208,7 +208,8 @@ impl Socket {
     pub fn ways_to(&mut self, addresses: &[IpAddr]) -> Result<Vec<Option<NextHop>>, Error> {
         let messages = addresses.iter().map(|address| {
             let mut message = RouteMessage::default();
-            let (family, prefix) = if address.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
+            let (family, prefix) =
+                if address.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
             message.header.address_family = family;
             message.header.destination_prefix_length = prefix;
             message.attributes.push(RouteAttribute::Destination(route_address(*address)));

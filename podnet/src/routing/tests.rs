@@ -99,13 +99,19 @@ fn direct_takes_the_kernels_next_hop() {
 fn overlay_carries_both_families_over_one() {
     let routing = three(RoutingMode::Overlay).routing();
     let route = routing.routes[&cidr("fd00:10:244:3::/64")];
-    assert_eq!(route.to_string(), "fd00:10:244:3::/64 encap id 7 dst 192.168.2.13 via fe80::858:aff:fef4:301 dev 9 mtu 1450");
+    assert_eq!(
+        route.to_string(),
+        "fd00:10:244:3::/64 encap id 7 dst 192.168.2.13 via fe80::858:aff:fef4:301 dev 9 mtu 1450"
+    );
     assert_eq!(route.source.unwrap().to_string(), "fd00:10:244:1::1");
     assert_eq!(routing.neighbors[&"10.244.3.1".parse().unwrap()].to_string(), "0a:58:0a:f4:03:01");
     let entry = routing.nodes[&cidr("10.244.3.0/24")];
     assert_eq!((entry.flags, entry.ifindex, entry.mtu), (Node::OVERLAY, OVERLAY, 1450));
     assert_eq!(entry.address.to_ip().to_string(), "192.168.2.13");
-    assert_eq!((Mac(entry.mac).to_string(), Mac(entry.own_mac).to_string()), ("0a:58:0a:f4:03:01".into(), "0a:58:0a:f4:01:01".into()));
+    assert_eq!(
+        (Mac(entry.mac).to_string(), Mac(entry.own_mac).to_string()),
+        ("0a:58:0a:f4:03:01".into(), "0a:58:0a:f4:01:01".into())
+    );
 }
 
 #[test]
@@ -149,7 +155,10 @@ fn router_takes_the_ranges_or_the_nodes() {
     assert_eq!(routing.routes.len(), 4);
     world.cluster_cidrs = vec![cidr("10.244.0.0/16"), cidr("fd00:10:244::/48")];
     let routing = world.routing();
-    assert_eq!(routing.routes.keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.244.0.0/16", "fd00:10:244::/48"]);
+    assert_eq!(
+        routing.routes.keys().map(ToString::to_string).collect::<Vec<_>>(),
+        ["10.244.0.0/16", "fd00:10:244::/48"]
+    );
     let shape = routing.shape();
     assert!(shape.others);
     assert_eq!(shape.key(cidr("10.244.1.0/24")), shape.key(cidr("10.244.1.0/24")));
@@ -200,17 +209,30 @@ fn a_node_more_or_less_touches_no_other() {
     let few = three(RoutingMode::Auto).routing();
     let more = World::new(RoutingMode::Auto, vec![node(1, 1), node(2, 1), node(3, 2), node(4, 2)]).routing();
     let shape = few.shape();
-    let concerns_fourth = |change: &Change| format!("{change:?}").contains("244.4.") || format!("{change:?}").contains("244:4:") || matches!(change, Change::PutNode(..) | Change::DeleteNode(_) | Change::PutNodeAddress(..) | Change::DeleteNodeAddress(_));
+    let concerns_fourth = |change: &Change| {
+        format!("{change:?}").contains("244.4.")
+            || format!("{change:?}").contains("244:4:")
+            || matches!(
+                change,
+                Change::PutNode(..) | Change::DeleteNode(_) | Change::PutNodeAddress(..) | Change::DeleteNodeAddress(_)
+            )
+    };
     let added = plan(&more, &shape, &Actual::of(&few, &shape, true));
     // Two routes, two neighbours, two addresses, two map entries.
     assert_eq!(added.len(), 8, "{added:?}");
     assert!(added.iter().all(concerns_fourth), "{added:?}");
     let position = |wanted: fn(&Change) -> bool| added.iter().position(wanted).unwrap();
-    assert!(position(|change| matches!(change, Change::AddRoute(_))) < position(|change| matches!(change, Change::PutNode(..))));
+    assert!(
+        position(|change| matches!(change, Change::AddRoute(_)))
+            < position(|change| matches!(change, Change::PutNode(..)))
+    );
     let removed = plan(&few, &shape, &Actual::of(&more, &shape, true));
     assert_eq!(removed.len(), 8, "{removed:?}");
     let position = |wanted: fn(&Change) -> bool| removed.iter().position(wanted).unwrap();
-    assert!(position(|change| matches!(change, Change::DeleteNode(_))) < position(|change| matches!(change, Change::DeleteRoute(_))));
+    assert!(
+        position(|change| matches!(change, Change::DeleteNode(_)))
+            < position(|change| matches!(change, Change::DeleteRoute(_)))
+    );
 }
 
 /// Does what a change says to a model of the kernel and the maps.
@@ -231,12 +253,8 @@ fn apply(actual: &mut Actual, change: Change) {
 }
 
 fn any_world() -> impl Strategy<Value = World> {
-    let mode = prop::sample::select(vec![
-        RoutingMode::Auto,
-        RoutingMode::Direct,
-        RoutingMode::Overlay,
-        RoutingMode::Router,
-    ]);
+    let mode =
+        prop::sample::select(vec![RoutingMode::Auto, RoutingMode::Direct, RoutingMode::Overlay, RoutingMode::Router]);
     let others = prop::collection::btree_map(2..30u8, 1..3u8, 0..12);
     (mode, others, any::<bool>(), any::<bool>()).prop_map(|(mode, others, has_device, has_range)| {
         let nodes = std::iter::once(node(1, 1)).chain(others.into_iter().map(|(number, subnet)| node(number, subnet)));
