@@ -255,7 +255,7 @@ impl Socket {
         Ok(found)
     }
 
-    /// Sends any number of requests, [`BATCH_LEN`] at a time; see [`Socket::batch`]. Goes on after refusals.
+    /// Sends any number of requests, a few hundred at a time; see [`Socket::batch`]. Goes on after refusals.
     ///
     /// # Errors
     ///
