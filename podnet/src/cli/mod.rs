@@ -185,7 +185,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
                 levels.ebpf.as_deref().unwrap_or("unknown")
             ))?;
         }
-        Command::RouterConfig(args) => router_config::run(&args)?,
+        Command::RouterConfig(args) => router_config::run(&client(), &args)?,
         Command::Install(args) => print(&install::install(&args)?.to_string())?,
         Command::Lab(command) => return lab::run(command),
         Command::Completions { shell } => {
