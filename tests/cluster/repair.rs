@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::programs::TcAttachType;
 use harness::{
     Family, TestCluster, TestNode, TestPod,
     command::run,
@@ -175,14 +176,13 @@ fn the_overlay_is_restored_at_once() {
     );
 }
 
-/// Returns whether the programs of an interface are attached, by TCX or clsact.
+/// Returns whether podnet's programs are on both sides of an interface, by TCX.
 fn is_guarded(node: &TestNode, device: &str) -> bool {
-    let list = |arguments: &[&str]| run(node.netns(), arguments[0], &arguments[1..]);
-    let index = index_of(node, device).unwrap();
-    let tcx = list(&["bpftool", "net", "show", "dev", device]);
-    let filters = |direction: &str| list(&["tc", "filter", "show", "dev", device, direction]);
-    let by_tcx = tcx.contains("tcx/ingress") && tcx.contains("tcx/egress");
-    by_tcx || (filters("ingress").contains("from_") && filters("egress").contains("to_uplink")) && index > 0
+    let has = |direction, program: &str| {
+        let names = interfaces::tcx_programs(node.netns(), device, direction);
+        names.iter().any(|name| name.starts_with(program))
+    };
+    has(TcAttachType::Ingress, "from_") && has(TcAttachType::Egress, "to_uplink")
 }
 
 #[test]
@@ -268,24 +268,20 @@ fn entries_of_the_maps_are_restored_by_the_resync() {
 fn neighbours_and_nftables_are_restored_by_the_resync() {
     let pair = Pair::new(RoutingMode::Overlay);
     pair.resync_often();
-    for family in Family::ALL {
-        let gateway = pair.other().gateway(family);
-        let find =
-            move |node: &TestNode| interfaces::neighbors(node.netns()).into_iter().find(|(one, _)| *one == gateway);
-        let before = find(pair.node());
-        assert!(before.is_some());
-        pair.breaks(
-            &format!("neighbour {gateway} deleted"),
-            RESYNCED,
-            |node| drop(ip(node, &format!("neighbour del {gateway} dev podnet-vxlan"))),
-            |node| find(node) == before,
-        );
-        pair.breaks(
-            &format!("neighbour {gateway} changed"),
-            RESYNCED,
-            |node| drop(ip(node, &format!("neighbour replace {gateway} lladdr 02:00:00:00:00:99 dev podnet-vxlan"))),
-            |node| find(node) == before,
-        );
+    let show = |node: &TestNode| ip(node, "neighbour show dev podnet-vxlan nud permanent");
+    let before = show(pair.node());
+    let gateways: Vec<_> = before.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(gateways.len(), 2, "one of each family: {before}");
+    for gateway in gateways {
+        for (what, command) in [("deleted", "del"), ("changed", "replace")] {
+            let command = format!("neighbour {command} {gateway} lladdr 02:00:00:00:00:99 dev podnet-vxlan");
+            pair.breaks(
+                &format!("neighbour {gateway} {what}"),
+                RESYNCED,
+                |node| drop(ip(node, &command)),
+                |node| show(node) == before,
+            );
+        }
     }
     let table = |node: &TestNode| nft(node, "list ruleset");
     let before = table(pair.node());

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use podnet::{netlink::route::PODNET_PROTOCOL, netns::Netns};
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -128,6 +129,13 @@ pub fn own_destinations(netns: &Netns, family: crate::Family) -> Vec<String> {
     let option = if family == crate::Family::V4 { "-4" } else { "-6" };
     let text = run(netns, "ip", &[option, "route", "show", "proto", &PODNET_PROTOCOL.to_string()]);
     text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+/// Returns the names of the programs that TCX has on one side of an interface.
+pub fn tcx_programs(netns: &Netns, device: &str, side: TcAttachType) -> Vec<String> {
+    let query = || Ok(SchedClassifier::query_tcx(device, side)?.1);
+    let programs = netns.run(query).unwrap_or_else(|error| panic!("list the programs of {device}: {error:#}"));
+    programs.iter().map(|program| program.name_as_str().unwrap().to_owned()).collect()
 }
 
 /// Returns the route of the main table to exactly a destination, as `ip` shows it; see [`own_destinations`].
