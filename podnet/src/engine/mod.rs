@@ -140,6 +140,9 @@ impl<'a> Why<'a> {
 /// How long the engine waits after a loss before it compares, so that a burst of losses costs one comparison.
 const LOSS_DELAY: Duration = Duration::from_millis(200);
 
+/// Least time between two comparisons that ways to other nodes cause.
+const MOVE_SPACING: Duration = Duration::from_millis(100);
+
 /// The engine's state. `pods` and `pools` mirror the database.
 struct Engine {
     config: Config,
@@ -280,24 +283,22 @@ impl Engine {
     fn serve(&mut self, inbox: &Receiver<Command>) {
         let interval = Duration::from_secs(self.config.resync_seconds);
         let mut resync_at = Instant::now() + interval;
-        // What was lost; `None`: nothing is known to be.
-        let mut lost: Option<String> = None;
-        let mut moved: Option<String> = None;
+        let mut news = News::default();
+        let mut compared = Instant::now();
         loop {
             // A node that is always busy is compared, too.
             if Instant::now() >= resync_at {
-                let why = match (&lost, &moved) {
-                    // What moves loses routes, too; those are no repairs.
-                    (_, Some(what)) => Why::Change(what),
-                    (Some(what), None) => Why::Loss(what),
-                    (None, None) => Why::Loss("resync"),
-                };
-                if let Err(error) = self.reconcile(why) {
+                let resync = Why::Loss("resync");
+                let moved = news.moved.as_deref().map(Why::Change);
+                let why = news.lost.as_deref().map(Why::Loss).or(moved).unwrap_or(resync);
+                // What moves loses routes as well; to follow is no repair.
+                if let Err(error) = self.reconcile_parts(why, moved.unwrap_or(why)) {
                     error!(error = format!("{error:#}"), "reconciliation");
                 }
                 self.drain_deletions();
-                (lost, moved) = (None, None);
-                resync_at = Instant::now() + interval;
+                news = News::default();
+                compared = Instant::now();
+                resync_at = compared + interval;
             }
             match inbox.recv_timeout(resync_at.saturating_duration_since(Instant::now())) {
                 Ok(Command::Stop(reply)) => {
@@ -305,12 +306,12 @@ impl Engine {
                     break;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
-                Ok(Command::News(news)) => {
-                    // The monitor gathered the news of a moment already; a way that moved cannot wait for more.
-                    let delay = if news.moved.is_some() { Duration::ZERO } else { LOSS_DELAY };
-                    resync_at = resync_at.min(Instant::now() + delay);
-                    lost = lost.or(news.lost);
-                    moved = moved.or(news.moved);
+                Ok(Command::News(more)) => {
+                    // The monitor gathered the news of a moment already, and a way that moved cannot wait for more; but a
+                    // routing daemon that is at work must not keep this thread from all else.
+                    let soon = if more.moved.is_some() { compared + MOVE_SPACING } else { Instant::now() + LOSS_DELAY };
+                    resync_at = resync_at.min(soon);
+                    news = news.or(more);
                 }
                 Ok(command) => self.execute(command),
                 Err(RecvTimeoutError::Timeout) => {}

@@ -95,6 +95,11 @@ impl Engine {
     ///
     /// The node cannot be read, or the first change that failed.
     pub(super) fn reconcile(&mut self, why: Why<'_>) -> Result<()> {
+        self.reconcile_parts(why, why)
+    }
+
+    /// See [`Engine::reconcile`]; the routes to other nodes may be compared for another reason than the rest.
+    pub(super) fn reconcile_parts(&mut self, why: Why<'_>, why_routes: Why<'_>) -> Result<()> {
         self.derive_routing()?;
         self.adopt_mtus();
         self.refresh_constants()?;
@@ -125,7 +130,7 @@ impl Engine {
             self.reaper.sweep();
         }
         // Another node that cannot be reached is no reason to serve this one less.
-        let reached = self.bring_overlay_up().and_then(|()| self.reconcile_routing(why));
+        let reached = self.bring_overlay_up().and_then(|()| self.reconcile_routing(why_routes));
         if let Err(error) = reached {
             warn!(error = format!("{error:#}"), "routes to other nodes");
         }

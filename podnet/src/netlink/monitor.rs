@@ -60,7 +60,9 @@ pub struct News {
 }
 
 impl News {
-    fn or(self, other: Self) -> Self {
+    /// Keeps what came first of each kind.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
         Self { lost: self.lost.or(other.lost), moved: self.moved.or(other.moved) }
     }
 
