@@ -236,7 +236,9 @@ impl Inputs<'_> {
             Ok(Reach::Local) => return,
             Ok(Reach::Direct { ifindex, next_hop, mtu }) => {
                 routing.uplinks.insert(ifindex);
-                routing.routes.insert(cidr, Route::new(cidr, Some(next_hop), ifindex));
+                routing
+                    .routes
+                    .insert(cidr, Route { metric: metric(cidr), ..Route::new(cidr, Some(next_hop), ifindex) });
                 let next_hop = Address::from(next_hop);
                 Node { next_hop, ifindex, mtu, flags: Node::DIRECT, ..entry }
             }
@@ -255,6 +257,7 @@ impl Inputs<'_> {
                             Route {
                                 source: self.own_gateway(cidr.is_ipv6()),
                                 mtu: Some(mtu),
+                                metric: metric(cidr),
                                 tunnel: Some(Tunnel { vni: self.vni, remote }),
                                 ..Route::new(cidr, Some(gateway), ifindex)
                             },
@@ -270,6 +273,20 @@ impl Inputs<'_> {
             }
         };
         routing.nodes.insert(cidr, entry);
+    }
+}
+
+/// Returns the metric of a route: of no meaning, since there is one route to each pod CIDR, but different for neighbours.
+/// The kernel looks through all IPv4 routes of one interface and metric whenever it adds one (`fib_find_info` in
+/// net/ipv4/fib_semantics.c), which would take seconds for ten thousand.
+fn metric(cidr: IpNetwork) -> Option<u32> {
+    const METRICS: u32 = 1024;
+    match cidr {
+        IpNetwork::V4(v4) => {
+            let number = u32::from(v4.network()).checked_shr(32 - u32::from(v4.prefix())).unwrap_or(0);
+            Some(1 + number % METRICS)
+        }
+        IpNetwork::V6(_) => None,
     }
 }
 
@@ -345,6 +362,8 @@ pub enum NodeKey {
 pub struct Actual {
     /// Podnet's routes.
     pub routes: HashMap<IpNetwork, Route>,
+    /// Destinations to which others have routes, as far as they matter.
+    pub taken: HashSet<IpNetwork>,
     /// Permanent neighbours on the overlay device.
     pub neighbors: HashMap<IpAddr, Mac>,
     /// Entries of `NODES` and `NODES_LPM`; `None` if there are no maps.
@@ -359,6 +378,7 @@ impl Actual {
     pub fn of(routing: &Routing, shape: &Shape, maps: bool) -> Self {
         Self {
             routes: routing.routes.iter().map(|(cidr, route)| (*cidr, *route)).collect(),
+            taken: HashSet::new(),
             neighbors: routing.neighbors.iter().map(|(address, mac)| (*address, *mac)).collect(),
             nodes: maps.then(|| routing.nodes.iter().map(|(cidr, node)| (shape.key(*cidr), *node)).collect()),
             node_addresses: maps.then(|| routing.node_addresses.iter().map(|(ip, id)| (*ip, *id)).collect()),
@@ -377,6 +397,8 @@ pub enum Change {
     AddRoute(Route),
     /// A route leads elsewhere.
     ReplaceRoute(Route),
+    /// Another route to the same pod CIDR is there.
+    RefuseRoute(IpNetwork),
     /// The maps do not say, or say wrongly, whose an address is.
     PutNodeAddress(IpAddr, u64),
     /// The maps do not say, or say wrongly, how a pod CIDR is reached.
@@ -404,6 +426,7 @@ pub fn plan(desired: &Routing, shape: &Shape, actual: &Actual) -> Vec<Change> {
     }
     for (cidr, route) in &desired.routes {
         match actual.routes.get(cidr) {
+            None if actual.taken.contains(cidr) => changes.push(Change::RefuseRoute(*cidr)),
             None => changes.push(Change::AddRoute(*route)),
             Some(other) if other != route => changes.push(Change::ReplaceRoute(*route)),
             Some(_) => {}

@@ -93,6 +93,14 @@ impl Following {
         self.failure.as_ref().map(|(reason, _)| reason.as_str())
     }
 
+    /// Notes that somebody else has a route to a pod CIDR.
+    fn refuse(&mut self, destination: IpNetwork) {
+        let text = format!(
+            "another route to {destination} is in the way, which podnet leaves alone: remove it, or the node from the cluster"
+        );
+        self.refused.insert(destination, text);
+    }
+
     /// Returns whether anything is known of the cluster.
     pub(super) fn is_known(&self) -> bool {
         self.cluster.is_some()
@@ -120,8 +128,9 @@ impl Engine {
                 let nodes = cluster.nodes().len();
                 self.following.cluster = Some(cluster);
                 let applied = self.apply_cluster();
+                let milliseconds = start.elapsed().as_millis();
                 match applied.and(self.remember_cluster()) {
-                    Ok(()) => info!(nodes, milliseconds = start.elapsed().as_millis(), "the cluster changed"),
+                    Ok(()) => info!(nodes, milliseconds, "the cluster changed"),
                     Err(error) => warn!(nodes, error = format!("{error:#}"), "the cluster changed"),
                 }
             }
@@ -149,7 +158,13 @@ impl Engine {
         if self.following.pending || !same_shape || !same_devices {
             return self.reconcile(Why::Change("cluster"));
         }
-        let before = Actual::of(known, &self.following.shape, self.datapath.is_some());
+        let mut before = Actual::of(known, &self.following.shape, self.datapath.is_some());
+        let new: Vec<IpNetwork> =
+            routing.routes.keys().filter(|cidr| !known.routes.contains_key(cidr)).copied().collect();
+        before.taken = self.netlink.taken_destinations(&new)?.into_iter().collect();
+        // A route that was refused is not there.
+        before.routes.retain(|cidr, _| !self.following.refused.contains_key(cidr));
+        before.taken.extend(self.following.refused.keys());
         let changes = routing::plan(&routing, &self.following.shape, &before);
         self.following.routing = routing;
         let applied = self.apply_routing(changes, Why::Change("cluster"));
@@ -363,6 +378,10 @@ impl Engine {
         }
         let actual = self.observe_routing()?;
         let changes = routing::plan(&self.following.routing, &self.following.shape, &actual);
+        self.following.refused.clear();
+        for destination in &actual.taken {
+            self.following.refuse(*destination);
+        }
         self.apply_routing(changes, why)?;
         self.following.pending = false;
         Ok(())
@@ -383,8 +402,12 @@ impl Engine {
             }
             None => (None, None),
         };
-        let routes = self.netlink.own_routes()?.into_iter().map(|route| (route.destination, route)).collect();
-        Ok(Actual { routes, neighbors, nodes, node_addresses })
+        let (own, others) = self.netlink.node_routes()?;
+        let routes = own.into_iter().map(|route| (route.destination, route)).collect();
+        let wanted = &self.following.routing.routes;
+        let taken =
+            others.into_iter().map(|route| route.destination).filter(|cidr| wanted.contains_key(cidr)).collect();
+        Ok(Actual { routes, taken, neighbors, nodes, node_addresses })
     }
 
     /// Applies changes in order. Goes on after one that fails.
@@ -396,6 +419,11 @@ impl Engine {
         let mut failure = None;
         let mut changes = changes.into_iter().peekable();
         while let Some(change) = changes.peek().copied() {
+            if let Change::RefuseRoute(destination) = change {
+                changes.next();
+                self.following.refuse(destination);
+                continue;
+            }
             let mut batch = Vec::new();
             let mut requests = Vec::new();
             while let Some((change, request)) =
@@ -453,11 +481,7 @@ impl Engine {
         for (position, refusal) in refusals {
             match batch.get(position) {
                 Some(Change::AddRoute(route)) if refusal.is_exists() => {
-                    let text = format!(
-                        "another route to {} is in the way, which podnet leaves alone: remove it, or the node from the cluster",
-                        route.destination
-                    );
-                    self.following.refused.insert(route.destination, text);
+                    self.following.refuse(route.destination);
                 }
                 _ => {
                     failure.get_or_insert(refusal);

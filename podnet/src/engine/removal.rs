@@ -49,7 +49,7 @@ pub fn remove_everything(config: &Config) -> Result<()> {
 
 fn remove_routes() -> Result<()> {
     let mut netlink = Socket::open()?;
-    let routes = netlink.own_routes()?;
+    let (routes, _) = netlink.node_routes()?;
     let refusals =
         netlink.batch_each(routes.iter().map(|route| route::delete_from_node(route.destination)).collect())?;
     refusals.into_iter().next().map_or(Ok(()), |(_, refusal)| Err(refusal.into()))

@@ -9,7 +9,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         route::{
-            RouteAddress, RouteAttribute, RouteHeader, RouteIp6Tunnel, RouteIp6TunnelFlags, RouteIpTunnel,
+            RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteIp6Tunnel, RouteIp6TunnelFlags, RouteIpTunnel,
             RouteLwTunnelEncap, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
         },
     },
@@ -34,6 +34,8 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// Largest packet in bytes; `None`: the interface's.
     pub mtu: Option<u32>,
+    /// Metric of an IPv4 route; `None`: zero. IPv6 routes have the kernel's default.
+    pub metric: Option<u32>,
     /// Encapsulation: the interface is a tunnel device in collect-metadata mode, and the next hop is on its link
     /// whatever the addresses say.
     pub tunnel: Option<Tunnel>,
@@ -61,7 +63,7 @@ impl Route {
     /// Makes a plain route.
     #[must_use]
     pub const fn new(destination: IpNetwork, gateway: Option<IpAddr>, ifindex: u32) -> Self {
-        Self { destination, gateway, ifindex, source: None, mtu: None, tunnel: None }
+        Self { destination, gateway, ifindex, source: None, mtu: None, metric: None, tunnel: None }
     }
 
     fn message(&self, protocol: RouteProtocol) -> RouteMessage {
@@ -92,6 +94,7 @@ impl Route {
         }
         attributes.extend(self.gateway.map(|gateway| RouteAttribute::Gateway(route_address(gateway))));
         attributes.extend(self.source.map(|source| RouteAttribute::PrefSource(route_address(source))));
+        attributes.extend(self.metric.map(RouteAttribute::Priority));
         attributes.extend(self.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
         builder.build()
     }
@@ -180,10 +183,38 @@ impl Socket {
         Ok(self.main_table()?.into_iter().map(|(route, _)| route).filter(|route| route.ifindex == ifindex).collect())
     }
 
-    /// Lists podnet's routes on the node.
-    pub fn own_routes(&mut self) -> Result<Vec<Route>, Error> {
+    /// Lists podnet's routes on the node, and everybody else's.
+    pub fn node_routes(&mut self) -> Result<(Vec<Route>, Vec<Route>), Error> {
         let own = RouteProtocol::Other(PODNET_PROTOCOL);
-        Ok(self.main_table()?.into_iter().filter(|(_, protocol)| *protocol == own).map(|(route, _)| route).collect())
+        let (own, others): (Vec<_>, Vec<_>) =
+            self.main_table()?.into_iter().partition(|(_, protocol)| *protocol == own);
+        let routes = |list: Vec<(Route, RouteProtocol)>| list.into_iter().map(|(route, _)| route).collect();
+        Ok((routes(own), routes(others)))
+    }
+
+    /// Returns those of the destinations to which somebody else has a route of this very prefix.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be asked.
+    pub fn taken_destinations(&mut self, destinations: &[IpNetwork]) -> Result<Vec<IpNetwork>, Error> {
+        let messages = destinations.iter().map(|destination| {
+            let mut message = question(destination.ip());
+            // The route itself, not what follows from it for this one address.
+            message.header.flags |= RouteFlags::FibMatch;
+            RouteNetlinkMessage::GetRoute(message)
+        });
+        let answers = self.get_each("ask for the route to a pod CIDR", messages)?;
+        let is_taken = |destination: &IpNetwork, answer: Option<RouteNetlinkMessage>| match answer {
+            Some(RouteNetlinkMessage::NewRoute(message)) => {
+                message.header.protocol != RouteProtocol::Other(PODNET_PROTOCOL)
+                    && message.header.table == RouteHeader::RT_TABLE_MAIN
+                    && message.header.destination_prefix_length == destination.prefix()
+            }
+            _ => false,
+        };
+        let pairs = destinations.iter().zip(answers);
+        Ok(pairs.filter_map(|(destination, answer)| is_taken(destination, answer).then_some(*destination)).collect())
     }
 
     fn main_table(&mut self) -> Result<Vec<(Route, RouteProtocol)>, Error> {
@@ -206,15 +237,7 @@ impl Socket {
     ///
     /// The kernel cannot be asked.
     pub fn ways_to(&mut self, addresses: &[IpAddr]) -> Result<Vec<Option<NextHop>>, Error> {
-        let messages = addresses.iter().map(|address| {
-            let mut message = RouteMessage::default();
-            let (family, prefix) =
-                if address.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
-            message.header.address_family = family;
-            message.header.destination_prefix_length = prefix;
-            message.attributes.push(RouteAttribute::Destination(route_address(*address)));
-            RouteNetlinkMessage::GetRoute(message)
-        });
+        let messages = addresses.iter().map(|address| RouteNetlinkMessage::GetRoute(question(*address)));
         let answers = self.get_each("ask for the way to an address", messages)?;
         Ok(answers
             .into_iter()
@@ -228,6 +251,16 @@ impl Socket {
     }
 }
 
+/// Returns the message that asks for the way to an address.
+fn question(address: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let (family, prefix) = if address.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
+    message.header.address_family = family;
+    message.header.destination_prefix_length = prefix;
+    message.attributes.push(RouteAttribute::Destination(route_address(address)));
+    message
+}
+
 fn route(message: &RouteMessage) -> Option<Route> {
     let mut destination: Option<IpAddr> = None;
     let mut ifindex = None;
@@ -238,6 +271,9 @@ fn route(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Gateway(value) => found.gateway = ip_address(value),
             RouteAttribute::PrefSource(value) => found.source = ip_address(value),
             RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::Priority(metric) if message.header.address_family == AddressFamily::Inet => {
+                found.metric = Some(*metric);
+            }
             RouteAttribute::Metrics(metrics) => {
                 found.mtu = metrics.iter().find_map(|metric| match metric {
                     RouteMetric::Mtu(mtu) => Some(*mtu),

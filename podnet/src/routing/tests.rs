@@ -236,6 +236,21 @@ fn a_node_more_or_less_touches_no_other() {
     );
 }
 
+#[test]
+fn a_route_of_somebody_else_is_left_alone() {
+    let routing = three(RoutingMode::Direct).routing();
+    let taken = [cidr("10.244.2.0/24")].into();
+    let actual = Actual { taken, ..Actual::default() };
+    let changes = plan(&routing, &routing.shape(), &actual);
+    assert!(changes.contains(&Change::RefuseRoute(cidr("10.244.2.0/24"))));
+    assert!(
+        !changes
+            .iter()
+            .any(|change| matches!(change, Change::AddRoute(route) if route.destination == cidr("10.244.2.0/24")))
+    );
+    assert_eq!(routing.routes[&cidr("10.244.2.0/24")].metric, Some(1 + (10 * 65536 + 244 * 256 + 2) % 1024));
+}
+
 /// Does what a change says to a model of the kernel and the maps.
 fn apply(actual: &mut Actual, change: Change) {
     match change {
@@ -244,6 +259,7 @@ fn apply(actual: &mut Actual, change: Change) {
         Change::PutNeighbor(address, mac) => drop(actual.neighbors.insert(address, mac)),
         Change::DeleteNeighbor(address) => assert!(actual.neighbors.remove(&address).is_some()),
         Change::AddRoute(route) => assert!(actual.routes.insert(route.destination, route).is_none()),
+        Change::RefuseRoute(destination) => assert!(actual.taken.contains(&destination)),
         Change::ReplaceRoute(route) => assert!(actual.routes.insert(route.destination, route).is_some()),
         Change::DeleteRoute(destination) => assert!(actual.routes.remove(&destination).is_some()),
         Change::PutNodeAddress(address, id) => drop(actual.node_addresses.as_mut().unwrap().insert(address, id)),
