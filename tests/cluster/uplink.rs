@@ -179,8 +179,6 @@ fn an_uplink_that_is_made_anew_is_taken() {
         pair.under_connections(&format!("{mode}: uplink deleted and made anew"), || {
             ip(node.netns(), "link del eth0");
             wait_for("the daemon to notice", || node.status().cluster.uplinks.is_empty().then_some(()));
-            // Another index than the one that is free now.
-            ip(node.netns(), "link add other0 type dummy");
             let netns = node.netns().path().file_name().unwrap().to_str().unwrap();
             ip(switch, &format!("link add node2 master subnet1 type veth peer name eth0 netns {netns}"));
             ip(switch, "link set node2 up");
