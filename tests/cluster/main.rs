@@ -12,3 +12,4 @@ mod repair;
 mod uplink;
 mod mtu;
 mod store;
+mod scale;

@@ -121,12 +121,14 @@ fn check_all(cluster: &TestCluster, pods: &[Vec<TestPod>], expected: Expected) {
     }
 }
 
-/// Sends packets of full size between pods of different nodes and of one node.
+/// Sends packets of full size between pods of different nodes and of one node, from the last pod of each: one that sent
+/// while only one of two nodes had its new MTU keeps what it was told of the way for ten minutes (RFC 8201).
 fn check_packets(pods: &[Vec<TestPod>], expected: Expected) {
     for family in Family::ALL {
         let headers = if family == Family::V4 { 28 } else { 48 };
-        let across = (&pods[0][0], &pods[1][0], expected.way);
-        let within = (&pods[0][0], &pods[0][1], expected.pod);
+        let last = pods[0].len() - 1;
+        let across = (&pods[0][last], &pods[1][last], expected.way);
+        let within = (&pods[0][last], &pods[0][0], expected.pod);
         for (client, server, mtu) in [across, within] {
             let socket = harness::udp::connect(client.netns(), server.socket_address(family, 9));
             harness::udp::set_dont_fragment(&socket);
@@ -149,7 +151,7 @@ fn follow(mode: RoutingMode, datapath: DatapathMode) {
         options.nodes = 2;
     });
     cluster.wait_for_routes();
-    let pods = cluster.add_pods(2);
+    let pods = cluster.add_pods(3);
     let expected = |mtu| Expected { pod: mtu, way: if overlay { mtu - OVERHEAD } else { mtu }, overlay };
     check_all(&cluster, &pods, expected(1500));
     check_packets(&pods, expected(1500));

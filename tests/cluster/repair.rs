@@ -1,7 +1,8 @@
 //! What others do to the ways between nodes is repaired, and counted; what is others' is left alone.
 
 use std::{
-    net::SocketAddr,
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,10 @@ use podnet::{
     config::{RoutingMode, UplinkAttach},
     lab::network::UPLINK,
 };
-use podnet_common::{address::Address, node::NodeAddress};
+use podnet_common::{
+    address::Address,
+    node::{Node as NodeEntry, NodeAddress},
+};
 
 const PORT: u16 = 8080;
 
@@ -205,63 +209,62 @@ fn links_of_programs_are_restored_by_the_resync() {
     let pair = Pair::new(RoutingMode::Overlay);
     pair.resync_often();
     let links = maps::pins(pair.node().node()).join("links");
-    for (device, hook) in [(UPLINK, "from_uplink"), (UPLINK, "to_uplink"), ("podnet-vxlan", "from_overlay")] {
-        let pin = links.join(format!("{hook}-{}", index_of(pair.node(), device).unwrap()));
-        let pin = pin.to_str().unwrap();
-        pair.breaks(
-            &format!("link of {hook} detached"),
-            RESYNCED,
-            |node| drop(run(node.netns(), "bpftool", &["link", "detach", "pinned", pin])),
-            |node| is_guarded(node, device),
-        );
-        pair.breaks(
-            &format!("pin of {hook} removed"),
-            RESYNCED,
-            |_| std::fs::remove_file(pin).unwrap(),
-            |node| is_guarded(node, device) && std::fs::exists(pin).unwrap(),
-        );
-    }
+    let pins: Vec<_> = [(UPLINK, "from_uplink"), (UPLINK, "to_uplink"), ("podnet-vxlan", "from_overlay")]
+        .into_iter()
+        .map(|(device, hook)| links.join(format!("{hook}-{}", index_of(pair.node(), device).unwrap())))
+        .collect();
+    let is_whole = |node: &TestNode| {
+        [UPLINK, "podnet-vxlan"].iter().all(|device| is_guarded(node, device)) && pins.iter().all(|pin| pin.exists())
+    };
+    let detach = |node: &TestNode| {
+        for pin in &pins {
+            run(node.netns(), "bpftool", &["link", "detach", "pinned", pin.to_str().unwrap()]);
+        }
+    };
+    pair.breaks("links of programs detached", RESYNCED, detach, is_whole);
+    let remove = |_: &TestNode| pins.iter().for_each(|pin| std::fs::remove_file(pin).unwrap());
+    pair.breaks("pins of links removed", RESYNCED, remove, is_whole);
 }
 
 #[test]
 fn entries_of_the_maps_are_restored_by_the_resync() {
     let pair = Pair::new(RoutingMode::Direct);
     pair.resync_often();
-    for family in Family::ALL {
-        let cidr = pair.cidr(family);
-        let key = Address::from(cidr.network());
-        let before = maps::node_of(pair.node().node(), cidr).unwrap();
-        let is_whole = |node: &TestNode| maps::node_of(node.node(), cidr) == Some(before);
-        let what = format!("entry of {cidr}");
-        pair.breaks(
-            &format!("{what} deleted"),
-            RESYNCED,
-            |node| maps::nodes(node.node()).remove(&key).unwrap(),
-            is_whole,
-        );
-        let elsewhere = podnet_common::node::Node { next_hop: key, ..before };
-        pair.breaks(
-            &format!("{what} changed"),
-            RESYNCED,
-            |node| maps::nodes(node.node()).insert(key, elsewhere, 0).unwrap(),
-            is_whole,
-        );
-        let address = Address::from(pair.other().address(family));
-        let owner = maps::node_addresses(pair.node().node()).get(&address, 0).unwrap();
-        pair.breaks(
-            &format!("owner of {} deleted", address.to_ip()),
-            RESYNCED,
-            |node| maps::node_addresses(node.node()).remove(&address).unwrap(),
-            |node| maps::node_addresses(node.node()).get(&address, 0).ok() == Some(owner),
-        );
-        let stranger = Address::from("203.0.113.77".parse::<std::net::IpAddr>().unwrap());
-        pair.breaks(
-            "stranger among the addresses of nodes",
-            RESYNCED,
-            |node| maps::node_addresses(node.node()).insert(stranger, NodeAddress { id: 7 }, 0).unwrap(),
-            |node| maps::node_addresses(node.node()).get(&stranger, 0).is_err(),
-        );
-    }
+    let state = |node: &TestNode| {
+        let nodes: BTreeMap<_, _> =
+            maps::nodes(node.node()).iter().map(|entry| entry.map(|(key, node)| (key.octets, node)).unwrap()).collect();
+        let owners: BTreeMap<_, _> = maps::node_addresses(node.node())
+            .iter()
+            .map(|entry| entry.map(|(key, owner)| (key.octets, owner)).unwrap())
+            .collect();
+        (nodes, owners)
+    };
+    let before = state(pair.node());
+    assert_eq!((before.0.len(), before.1.len()), (4, 4));
+    let is_whole = |node: &TestNode| state(node) == before;
+    let keys = Family::ALL.map(|family| Address::from(pair.cidr(family).network()));
+    let owners = Family::ALL.map(|family| Address::from(pair.other().address(family)));
+    let delete = |node: &TestNode| {
+        keys.iter().for_each(|key| maps::nodes(node.node()).remove(key).unwrap());
+        owners.iter().for_each(|address| maps::node_addresses(node.node()).remove(address).unwrap());
+    };
+    pair.breaks("entries of another node deleted", RESYNCED, delete, is_whole);
+    let change = |node: &TestNode| {
+        for (key, owner) in keys.iter().zip(&owners) {
+            let elsewhere = NodeEntry { next_hop: *key, ..before.0[&key.octets] };
+            maps::nodes(node.node()).insert(key, elsewhere, 0).unwrap();
+            maps::node_addresses(node.node()).insert(owner, NodeAddress { id: 7 }, 0).unwrap();
+        }
+    };
+    pair.breaks("entries of another node changed", RESYNCED, change, is_whole);
+    let add = |node: &TestNode| {
+        for stranger in ["203.0.113.0", "2001:db8::"] {
+            let stranger = Address::from(stranger.parse::<IpAddr>().unwrap());
+            maps::nodes(node.node()).insert(stranger, before.0[&keys[0].octets], 0).unwrap();
+            maps::node_addresses(node.node()).insert(stranger, NodeAddress { id: 7 }, 0).unwrap();
+        }
+    };
+    pair.breaks("entries of nobody added", RESYNCED, add, is_whole);
 }
 
 #[test]
@@ -272,22 +275,17 @@ fn neighbours_and_nftables_are_restored_by_the_resync() {
     let before = show(pair.node());
     let gateways: Vec<_> = before.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(gateways.len(), 2, "one of each family: {before}");
-    for gateway in gateways {
-        for (what, command) in [("deleted", "del"), ("changed", "replace")] {
-            let command = format!("neighbour {command} {gateway} lladdr 02:00:00:00:00:99 dev podnet-vxlan");
-            pair.breaks(
-                &format!("neighbour {gateway} {what}"),
-                RESYNCED,
-                |node| drop(ip(node, &command)),
-                |node| show(node) == before,
-            );
-        }
+    for (what, command) in [("deleted", "del"), ("changed", "replace")] {
+        let breakage = |node: &TestNode| {
+            for gateway in &gateways {
+                ip(node, &format!("neighbour {command} {gateway} lladdr 02:00:00:00:00:99 dev podnet-vxlan"));
+            }
+        };
+        pair.breaks(&format!("neighbours {what}"), RESYNCED, breakage, |node| show(node) == before);
     }
     let table = |node: &TestNode| nft(node, "list ruleset");
     let before = table(pair.node());
-    for breakage in
-        ["flush ruleset", "delete table inet podnet", "flush table inet podnet", "flush set inet podnet nodes4"]
-    {
+    for breakage in ["delete table inet podnet", "flush table inet podnet", "flush set inet podnet nodes4"] {
         pair.breaks(breakage, RESYNCED, |node| drop(nft(node, breakage)), |node| table(node) == before);
     }
 }

@@ -176,14 +176,19 @@ fn an_uplink_that_is_made_anew_is_taken() {
         let index =
             || interfaces::links(node.netns()).into_iter().find(|link| link.ifname == UPLINK).map(|link| link.ifindex);
         let before = index();
+        let neighbors = interfaces::neighbors(pair.cluster.nodes()[0].netns());
+        let known = neighbors.into_iter().find(|(address, _)| *address == node.address(Family::V4));
+        let (_, mac) = known.expect("the nodes have talked to each other");
         pair.under_connections(&format!("{mode}: uplink deleted and made anew"), || {
             ip(node.netns(), "link del eth0");
             wait_for("the daemon to notice", || node.status().cluster.uplinks.is_empty().then_some(()));
-            // Another index than the one that is free now.
-            ip(node.netns(), "link add other0 type dummy");
             let netns = node.netns().path().file_name().unwrap().to_str().unwrap();
-            ip(switch, &format!("link add node2 master subnet1 type veth peer name eth0 netns {netns}"));
+            // With the same MAC, or the other node would have to find out that its neighbour has another.
+            let peer = format!("name eth0 address {mac} netns {netns}");
+            ip(switch, &format!("link add node2 master subnet1 type veth peer {peer}"));
             ip(switch, "link set node2 up");
+            // A link-local address that is still being probed cannot ask for neighbours.
+            set_sysctl(node.netns(), &format!("net.ipv6.conf.{UPLINK}.accept_dad"), "0");
             ip(node.netns(), "link set eth0 up");
             addresses(&pair);
             default_routes(&pair);
