@@ -7,3 +7,4 @@ mod paths;
 mod network;
 mod matrix;
 mod service;
+mod icmp;

@@ -15,6 +15,7 @@ pub mod tcp;
 pub mod udp;
 pub mod peer;
 pub mod icmp;
+pub mod probe;
 pub mod pattern;
 pub mod random;
 pub mod frames;
