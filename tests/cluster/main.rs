@@ -8,3 +8,4 @@ mod network;
 mod matrix;
 mod service;
 mod icmp;
+mod spoof;
