@@ -9,3 +9,4 @@ mod matrix;
 mod service;
 mod icmp;
 mod spoof;
+mod egress;
