@@ -187,9 +187,13 @@ pub fn attached_devices(pin_dir: &Path) -> Result<Vec<(u32, DeviceHook, u32)>> {
     for (hook, ifindex, pin) in pins(pin_dir)? {
         let Some(link) = open_link(&pin)? else { continue };
         let program = link.info().with_context(|| format!("examine the link {}", pin.display()))?.program_id();
-        let Ok(name) = if_indextoname(ifindex) else { continue };
-        if is_attached(&name.to_string_lossy(), hook, program)? {
-            attached.push((ifindex, hook, program));
+        let Some(name) = name_of(ifindex) else { continue };
+        match is_attached(&name, hook, program) {
+            Ok(true) => attached.push((ifindex, hook, program)),
+            // It went after its name was asked for.
+            Err(_) if name_of(ifindex).is_none() => {}
+            Ok(false) => {}
+            Err(error) => return Err(error),
         }
     }
     for (filter, program) in Socket::open()?.device_filters()? {
@@ -199,6 +203,13 @@ pub fn attached_devices(pin_dir: &Path) -> Result<Vec<(u32, DeviceHook, u32)>> {
     }
     attached.sort_unstable();
     Ok(attached)
+}
+
+/// Returns the name of an interface, if there is one with this index.
+fn name_of(ifindex: u32) -> Option<String> {
+    // nix 0.31 takes libc's null pointer for a success, with an empty name.
+    let name = if_indextoname(ifindex).ok().filter(|name| !name.is_empty())?;
+    name.into_string().ok()
 }
 
 /// Detaches the program of a hook from an interface, however it is attached; an absent one is success.
@@ -290,6 +301,12 @@ fn delete_filter(filter: Filter) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_that_is_not_there_has_no_name() {
+        assert_eq!(name_of(1).as_deref(), Some("lo"));
+        assert_eq!(name_of(u32::MAX), None);
+    }
 
     #[test]
     fn pins_and_filters_say_their_hook() {
