@@ -16,6 +16,7 @@ pub mod udp;
 pub mod peer;
 pub mod traffic;
 pub mod icmp;
+pub mod probe;
 pub mod pattern;
 pub mod random;
 pub mod frames;

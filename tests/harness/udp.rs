@@ -3,7 +3,7 @@
 use std::{
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,7 +14,7 @@ use std::{
 
 use podnet::netns::Netns;
 
-use crate::{DEADLINE, pattern::Pattern, wait_for};
+use crate::{DEADLINE, Family, pattern::Pattern, wait_for};
 
 /// How often a blocking call looks whether it should end.
 const TICK: Duration = Duration::from_millis(100);
@@ -38,14 +38,19 @@ pub fn connect(netns: &Netns, target: SocketAddr) -> UdpSocket {
 
 /// Sets "don't fragment" on a socket: the kernel refuses a datagram that is longer than the path's MTU.
 pub fn set_dont_fragment(socket: &UdpSocket) {
-    let (level, option, value) = match socket.local_addr().unwrap() {
-        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
-        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
+    set_mtu_discovery(socket, Family::of(socket.local_addr().unwrap().ip()), libc::IP_PMTUDISC_DO);
+}
+
+/// Sets what a socket does about the path's MTU: one of `IP_PMTUDISC_*` (ip(7)), whose numbers are those of IPv6, too.
+pub(crate) fn set_mtu_discovery(socket: &impl AsRawFd, family: Family, value: libc::c_int) {
+    let (level, option) = match family {
+        Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+        Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     };
     let length = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the kernel reads `length` bytes of `value`, which outlives the call.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
-    assert_eq!(result, 0, "set don't fragment: {}", std::io::Error::last_os_error());
+    assert_eq!(result, 0, "set path MTU discovery: {}", std::io::Error::last_os_error());
 }
 
 fn unspecified(address: IpAddr) -> IpAddr {

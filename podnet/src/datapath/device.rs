@@ -189,9 +189,8 @@ pub fn attached_devices(pin_dir: &Path) -> Result<Vec<(u32, DeviceHook, u32)>> {
     for (hook, ifindex, pin) in pins(pin_dir)? {
         let Some(link) = open_link(&pin)? else { continue };
         let program = link.info().with_context(|| format!("examine the link {}", pin.display()))?.program_id();
-        // Without such an interface the name may be empty.
-        let name = if_indextoname(ifindex).unwrap_or_default();
-        if is_attached(&name.to_string_lossy(), hook, program)? {
+        let Some(name) = name_of(ifindex) else { continue };
+        if is_attached(&name, hook, program)? {
             attached.push((ifindex, hook, program));
         }
     }
@@ -202,6 +201,13 @@ pub fn attached_devices(pin_dir: &Path) -> Result<Vec<(u32, DeviceHook, u32)>> {
     }
     attached.sort_unstable();
     Ok(attached)
+}
+
+/// Returns the name of an interface, if there is one with this index.
+fn name_of(ifindex: u32) -> Option<String> {
+    // nix 0.31 takes libc's null pointer for a success, with an empty name.
+    let name = if_indextoname(ifindex).ok().filter(|name| !name.is_empty())?;
+    name.into_string().ok()
 }
 
 /// Detaches the program of a hook from an interface, however it is attached; an absent one is success.
@@ -294,6 +300,12 @@ fn delete_filter(filter: Filter) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_that_is_not_there_has_no_name() {
+        assert_eq!(name_of(1).as_deref(), Some("lo"));
+        assert_eq!(name_of(u32::MAX), None);
+    }
 
     #[test]
     fn pins_and_filters_say_their_hook() {
