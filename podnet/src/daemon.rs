@@ -90,7 +90,7 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     };
     monitor::watch(own, move |news| watcher.tell(Command::News(news)))?;
     // What happened before the watch began was not seen.
-    let start = News { lost: None, moved: Some("start".into()) };
+    let start = News { lost: Some("the start".into()), moved: None };
     if !engine.tell(Command::News(start)) {
         warn!("the engine has ended");
     }
