@@ -29,7 +29,7 @@ const MEASURED: Duration = Duration::from_secs(5);
 /// How much longer than its goal something may take on a machine that does other things, too.
 const SLACK: u32 = 3;
 
-/// A node that is nowhere, beyond the lab's router.
+/// A node that is nowhere: on the link in mode `direct`, so that each is its own next hop, and else beyond the router.
 fn remote(number: u32) -> ClusterNode {
     let [_, _, high, low] = number.to_be_bytes();
     let (high6, low6) = (u16::from(high), u16::from(low));
@@ -69,10 +69,11 @@ impl RouteMonitor {
         let monitor = Self { process, lines };
         // A route of the kernel's is no news to the daemon.
         wait_for("the monitor of routes", || {
-            run(netns, "ip", &["route", "replace", "blackhole", "198.51.100.1", "proto", "kernel"]);
-            monitor.lines().iter().any(|(_, line)| line.contains("198.51.100.1")).then_some(())
+            for change in ["add", "del"] {
+                run(netns, "ip", &["route", change, "blackhole", "198.51.100.1", "proto", "kernel"]);
+            }
+            monitor.lines.lock().unwrap().pop()
         });
-        monitor.lines.lock().unwrap().clear();
         monitor
     }
 
@@ -86,7 +87,8 @@ impl RouteMonitor {
     fn take(&self, count: usize) -> (Instant, Vec<String>) {
         wait_for(&format!("{count} changes of routes"), || (self.lines().len() >= count).then_some(()));
         std::thread::sleep(harness::QUIET);
-        let lines = std::mem::take(&mut *self.lines.lock().unwrap());
+        let lines = self.lines();
+        self.lines.lock().unwrap().clear();
         (lines[count - 1].0, lines.into_iter().map(|(_, line)| line).collect())
     }
 }
@@ -108,10 +110,10 @@ fn resident(node: &TestNode) -> f64 {
 /// Returns how much CPU time a process has used.
 fn cpu_time(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<u64> =
+    let fields: Vec<i64> =
         stat.rsplit_once(')').unwrap().1.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
     // utime and stime, the 14th and 15th field of proc_pid_stat(5), in ticks of 10 ms.
-    Duration::from_millis((fields[10] + fields[11]) * 10)
+    Duration::from_millis((fields[10] + fields[11]) as u64 * 10)
 }
 
 fn start(node: &TestNode, what: &str) {
@@ -155,6 +157,11 @@ fn ten_thousand_nodes(mode: RoutingMode) {
     let node = &cluster.nodes()[0];
     node.stop_daemon();
     cluster.nodes()[1].stop_daemon();
+    if mode == RoutingMode::Direct {
+        for address in ["172.16.255.254/16", "fd00:172::ffff:ffff/64"] {
+            run(node.netns(), "ip", &["address", "add", address, "dev", "eth0", "nodad"]);
+        }
+    }
     let own = cluster.nodes_file().read().unwrap();
     let all: Vec<ClusterNode> = own.iter().cloned().chain((0..NODES).map(remote)).collect();
     cluster.nodes_file().write(&all).unwrap();
