@@ -207,8 +207,8 @@ fn assert_arrives(probe: &Probe, length: u32, destination: IpAddr) {
 /// Makes the router send no larger packets than [`MIDDLE`] from subnet to subnet and to pods.
 fn narrow(router: &Netns) {
     for option in ["-4", "-6"] {
-        let routes = command::ip(router, &format!("{option} route show"));
-        let inner = routes.lines().filter(|route| {
+        let table = command::ip(router, &format!("{option} route show"));
+        let inner = table.lines().filter(|route| {
             route.starts_with("192.168.") || route.starts_with("10.244.") || route.starts_with("fd00:")
         });
         for route in inner {

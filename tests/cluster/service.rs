@@ -186,8 +186,10 @@ fn go_on_beside_untouched_flows(services: &Services, family: Family) {
             maps::evict_kernel_flows(node.node());
         }
         for (connections, floods) in &traffic {
-            connections.iter().for_each(|connection| connection.wait_for_rounds(2));
-            floods.iter().for_each(|flood| flood.wait_for_answers(20));
+            for (connection, flood) in connections.iter().zip(floods) {
+                connection.wait_for_rounds(2);
+                flood.wait_for_answers(20);
+            }
         }
     }
     for (connections, floods) in traffic {
@@ -214,7 +216,9 @@ fn stay_on_the_ebpf_path(services: &Services, family: Family, paths: Paths) {
         let socket = udp::connect(netns, straight);
         (0..100).for_each(|_| udp::exchange_on(&socket, 1000));
         // A connection takes three packets of each end, or more.
-        on_ebpf.iter().for_each(|node| services.check_path(*node, &before[*node], 10 * 3 + 100 - 10));
+        for node in &on_ebpf {
+            services.check_path(*node, &before[*node], 10 * 3 + 100 - 10);
+        }
 
         let before = services.counters();
         let socket = udp::connect(netns, service(backend, family));

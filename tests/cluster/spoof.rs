@@ -137,8 +137,8 @@ fn forged_packets_in_the_overlay_are_dropped() {
     let stranger: IpAddr = "192.168.1.222".parse().unwrap();
     command::ip(nodes[1].netns(), &format!("address add {stranger}/24 dev eth0"));
     let outside = victim.cluster.outside_address(Family::V4);
-    let node2 = tunnel(nodes[1].netns(), nodes[1].address(Family::V4), &nodes[0]);
-    let node2_v6 = tunnel(nodes[1].netns(), nodes[1].address(Family::V6), &nodes[0]);
+    let by_v4 = tunnel(nodes[1].netns(), nodes[1].address(Family::V4), &nodes[0]);
+    let by_v6 = tunnel(nodes[1].netns(), nodes[1].address(Family::V6), &nodes[0]);
     for family in Family::ALL {
         let sources = [0, 1, 2].map(|node: usize| victim.pods[node].address(family));
         let send = |socket: &UdpSocket, vni: u32, source: IpAddr, payload: &[u8]| {
@@ -163,7 +163,7 @@ fn forged_packets_in_the_overlay_are_dropped() {
             ("the pod's own node", nodes[0].address(family)),
             ("the outside", victim.cluster.outside_address(family)),
         ] {
-            for socket in [&node2, &node2_v6] {
+            for socket in [&by_v4, &by_v6] {
                 victim.assert_dropped(what, family, DropReason::SpoofedNode, |payload| {
                     send(socket, VNI, source, payload);
                 });
@@ -171,13 +171,13 @@ fn forged_packets_in_the_overlay_are_dropped() {
         }
         for vni in [0, VNI + 1, 0x00ff_ffff] {
             victim.assert_dropped("another network", family, DropReason::UnknownNode, |payload| {
-                send(&node2, vni, sources[1], payload);
+                send(&by_v4, vni, sources[1], payload);
             });
         }
         // The very same packets, by the rules.
-        victim.assert_delivered("IPv4", family, |payload| send(&node2, VNI, sources[1], payload));
-        victim.assert_delivered("IPv6", family, |payload| send(&node2_v6, VNI, sources[1], payload));
-        victim.assert_delivered("the node", family, |payload| send(&node2, VNI, nodes[1].address(family), payload));
+        victim.assert_delivered("IPv4", family, |payload| send(&by_v4, VNI, sources[1], payload));
+        victim.assert_delivered("IPv6", family, |payload| send(&by_v6, VNI, sources[1], payload));
+        victim.assert_delivered("the node", family, |payload| send(&by_v4, VNI, nodes[1].address(family), payload));
     }
     victim.check_honest();
 }

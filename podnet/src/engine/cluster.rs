@@ -18,9 +18,10 @@ use super::{Engine, Why, pod_side::PodSide, sysctl};
 use crate::{
     api::{AttachmentKey, ClusterStatus, NodeCidr, NodeInfo},
     cluster::{Cluster, Update, last_known},
-    config,
+    config::{self, Config},
     netlink::{
         Request,
+        address::{self, PrefixRoute},
         link::{self, Link},
         neighbor,
         route::{self, NextHop},
@@ -272,7 +273,7 @@ impl Engine {
     fn create_overlay(&mut self, mtu: u32) -> Result<()> {
         let name = &self.config.overlay.device;
         self.netlink.request(link::create_vxlan(name, self.bridge_mac, mtu, self.config.overlay.port))?;
-        // It needs no address of its own, and nobody may configure it from afar.
+        // It needs no link-local address, and nobody may configure it from afar.
         sysctl::set(&format!("ipv6/conf/{name}/addr_gen_mode"), "1")?;
         sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
         sysctl::set(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
@@ -293,6 +294,36 @@ impl Engine {
         })?;
         let mtu = self.following.routing.overlay_device_mtu.unwrap_or_default();
         self.following.links.insert(ifindex, (self.config.overlay.device.clone(), mtu));
+        Ok(())
+    }
+
+    /// Makes the kernel accept both ways that an overlay makes: what a pod sends to the address of another node comes by the
+    /// uplink, and the answer through the overlay. Reverse path filtering (RFC 3704) must be loose for that, which is the
+    /// default of most distributions, or off; and an interface without an address never passes it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the address, or a setting cannot be written.
+    pub(super) fn accept_both_ways(&mut self) -> Result<()> {
+        const STRICT: &str = "1";
+        const LOOSE: &str = "2";
+        let Some(overlay) = self.following.overlay() else { return Ok(()) };
+        let gateways = self.config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr));
+        if let Some(gateway) = gateways.into_iter().find(IpAddr::is_ipv4).map(IpNetwork::from)
+            && !self.netlink.addresses(overlay)?.contains(&gateway)
+        {
+            self.netlink.request(address::add(overlay, gateway, PrefixRoute::Omit))?;
+        }
+        let uplinks = self.following.uplinks(&self.config.uplinks);
+        for name in uplinks.values().chain([&self.config.overlay.device]) {
+            let setting = format!("ipv4/conf/{name}/rp_filter");
+            // The larger one of the two counts (ip-sysctl.rst).
+            let values = [sysctl::get("ipv4/conf/all/rp_filter"), sysctl::get(&setting)];
+            if values.iter().flatten().max().is_some_and(|larger| larger == STRICT) {
+                info!(interface = name, "reverse path filtering becomes loose: the overlay makes two ways");
+                sysctl::set(&setting, LOOSE)?;
+            }
+        }
         Ok(())
     }
 

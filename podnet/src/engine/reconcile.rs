@@ -130,8 +130,8 @@ impl Engine {
             self.reaper.sweep();
         }
         // Another node that cannot be reached is no reason to serve this one less.
-        let reached = self.bring_overlay_up().and_then(|()| self.reconcile_routing(why_routes));
-        if let Err(error) = reached {
+        let reached = self.accept_both_ways().and_then(|()| self.bring_overlay_up());
+        if let Err(error) = reached.and_then(|()| self.reconcile_routing(why_routes)) {
             warn!(error = format!("{error:#}"), "routes to other nodes");
         }
         failure.map_or(Ok(()), Err)
