@@ -1,4 +1,4 @@
-//! Following the cluster: the ways to its nodes, the overlay device, routes and node maps.
+//! Following the cluster: the ways to its nodes, routes and node maps.
 //!
 //! A snapshot that concerns known uplinks only is applied as its difference to the one before, so that one node of ten
 //! thousand costs what one node costs. Everything else goes through a whole reconciliation.
@@ -9,31 +9,22 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use ipnetwork::IpNetwork;
 use podnet_common::{address::Address, node::NodeAddress};
 use tracing::{info, warn};
 
-use super::{Engine, Why, pod_side::PodSide, sysctl};
+use super::{Engine, Why};
 use crate::{
-    api::{AttachmentKey, ClusterStatus, NodeCidr, NodeInfo},
     cluster::{Cluster, Update, last_known},
-    config::{self, Config},
+    config,
     netlink::{
-        Request,
-        address::{self, PrefixRoute},
-        link::{self, Link},
-        neighbor,
+        Request, link, neighbor,
         route::{self, NextHop},
     },
-    netns::Netns,
     nft,
-    plan::PodSpec,
-    routing::{self, Actual, Change, Inputs, NodeKey, Reach, Routing, Shape},
+    routing::{self, Actual, Change, Inputs, NodeKey, Routing, Shape},
 };
-
-/// Most problems that a warning lists.
-const PROBLEMS_SHOWN: usize = 3;
 
 /// What the engine knows of the cluster.
 #[derive(Debug, Default)]
@@ -43,13 +34,13 @@ pub(super) struct Following {
     /// The last snapshot. `None`: none was ever seen, so nothing of an earlier one is removed.
     pub(super) cluster: Option<Cluster>,
     /// Why the store tells nothing, and since when.
-    failure: Option<(String, Instant)>,
+    pub(super) failure: Option<(String, Instant)>,
     /// The kernel's way to each node.
     ways: HashMap<IpAddr, Option<NextHop>>,
     /// Name and MTU of each interface that is up.
-    links: HashMap<u32, (String, u32)>,
+    pub(super) links: HashMap<u32, (String, u32)>,
     /// Index of the overlay device.
-    overlay: Option<u32>,
+    pub(super) overlay: Option<u32>,
     /// What was derived last; applied unless [`Following::pending`].
     pub(super) routing: Routing,
     /// Which prefix lengths `routing` makes the usual ones.
@@ -57,9 +48,9 @@ pub(super) struct Following {
     /// `routing` has not been compared with the kernel and the maps yet.
     pending: bool,
     /// Routes that others' routes stand in the way of.
-    refused: BTreeMap<IpNetwork, String>,
+    pub(super) refused: BTreeMap<IpNetwork, String>,
     /// Node CIDRs that the store has changed under the running daemon.
-    own_mismatch: Option<String>,
+    pub(super) own_mismatch: Option<String>,
 }
 
 impl Following {
@@ -195,7 +186,7 @@ impl Engine {
         };
     }
 
-    fn inputs(&self) -> Inputs<'_> {
+    pub(super) fn inputs(&self) -> Inputs<'_> {
         Inputs {
             mode: self.config.mode,
             name: &self.config.node,
@@ -252,152 +243,6 @@ impl Engine {
         }
         self.following.shape = routing.shape();
         self.following.routing = routing;
-        Ok(())
-    }
-
-    /// Finds the overlay device. One of podnet's that another configuration made is removed.
-    fn find_overlay(&mut self, links: &[Link]) -> Result<()> {
-        let wanted = &self.config.overlay;
-        self.following.overlay = None;
-        let Some(link) = links.iter().find(|link| link.name == wanted.device) else { return Ok(()) };
-        if link.kind != "vxlan" {
-            bail!("interface {} exists and is no VXLAN device; remove it, or name another overlay.device", link.name);
-        }
-        if link.vxlan_port != Some(wanted.port) || link.mac != Some(self.bridge_mac) {
-            return Ok(self.netlink.request(link::delete(link.ifindex))?);
-        }
-        self.following.overlay = Some(link.ifindex);
-        Ok(())
-    }
-
-    fn create_overlay(&mut self, mtu: u32) -> Result<()> {
-        let name = &self.config.overlay.device;
-        self.netlink.request(link::create_vxlan(name, self.bridge_mac, mtu, self.config.overlay.port))?;
-        // It needs no link-local address, and nobody may configure it from afar.
-        sysctl::set(&format!("ipv6/conf/{name}/addr_gen_mode"), "1")?;
-        sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
-        sysctl::set(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
-        let link = self.netlink.link_by_name(name)?.with_context(|| format!("VXLAN device {name} vanished"))?;
-        self.following.overlay = Some(link.ifindex);
-        Ok(())
-    }
-
-    /// Brings the overlay device up, once its programs guard it.
-    pub(super) fn bring_overlay_up(&mut self) -> Result<()> {
-        let Some(ifindex) = self.following.overlay() else { return Ok(()) };
-        if self.following.links.contains_key(&ifindex) {
-            return Ok(());
-        }
-        let port = self.config.overlay.port;
-        self.netlink.request(link::set_up(ifindex)).with_context(|| {
-            format!("is UDP port {port} in use by another overlay? If so, choose another overlay.port on all nodes")
-        })?;
-        let mtu = self.following.routing.overlay_device_mtu.unwrap_or_default();
-        self.following.links.insert(ifindex, (self.config.overlay.device.clone(), mtu));
-        Ok(())
-    }
-
-    /// Makes the kernel accept both ways that an overlay makes: what a pod sends to the address of another node comes by the
-    /// uplink, and the answer through the overlay. Reverse path filtering (RFC 3704) must be loose for that, which is the
-    /// default of most distributions, or off; and an interface without an address never passes it.
-    ///
-    /// # Errors
-    ///
-    /// The kernel refuses the address, or a setting cannot be written.
-    pub(super) fn accept_both_ways(&mut self) -> Result<()> {
-        const STRICT: &str = "1";
-        const LOOSE: &str = "2";
-        let Some(overlay) = self.following.overlay() else { return Ok(()) };
-        let gateways = self.config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr));
-        if let Some(gateway) = gateways.into_iter().find(IpAddr::is_ipv4).map(IpNetwork::from)
-            && !self.netlink.addresses(overlay)?.contains(&gateway)
-        {
-            self.netlink.request(address::add(overlay, gateway, PrefixRoute::Omit))?;
-        }
-        let uplinks = self.following.uplinks(&self.config.uplinks);
-        for name in uplinks.values().chain([&self.config.overlay.device]) {
-            let setting = format!("ipv4/conf/{name}/rp_filter");
-            // The larger one of the two counts (ip-sysctl.rst).
-            let values = [sysctl::get("ipv4/conf/all/rp_filter"), sysctl::get(&setting)];
-            if values.iter().flatten().max().is_some_and(|larger| larger == STRICT) {
-                info!(interface = name, "reverse path filtering becomes loose: the overlay makes two ways");
-                sysctl::set(&setting, LOOSE)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives pods the MTUs that follow from the uplinks.
-    pub(super) fn adopt_mtus(&mut self) {
-        let uplinks: Vec<u32> = self
-            .following
-            .uplinks(&self.config.uplinks)
-            .keys()
-            .filter_map(|ifindex| self.following.links.get(ifindex))
-            .map(|(_, mtu)| *mtu)
-            .collect();
-        // Nothing is known of the way out before the first snapshot.
-        if !self.following.is_known() && self.config.mtu.is_none() {
-            return;
-        }
-        // While every uplink is down, pods keep what they have.
-        if uplinks.is_empty() && self.mtu_is_derived && self.config.mtu.is_none() {
-            return;
-        }
-        let overlay_mtu = self.following.routing.overlay_mtu;
-        (self.mtu, self.route_mtu) = routing::pod_mtus(self.config.mtu, &uplinks, overlay_mtu);
-        self.mtu_is_derived = !uplinks.is_empty();
-        let stale: Vec<AttachmentKey> = self
-            .pods
-            .values()
-            .filter(|record| (record.mtu, record.route_mtu) != self.mtus_for(record.mtu_requested))
-            .map(|record| record.key.clone())
-            .collect();
-        for key in stale {
-            if let Err(error) = self.change_mtus(&key) {
-                warn!(container = key.container_id, error = format!("{error:#}"), "change the MTU of a pod");
-            }
-        }
-    }
-
-    /// Returns MTU and route MTU of a pod that asked for at most this.
-    pub(super) fn mtus_for(&self, requested: Option<u32>) -> (u32, u32) {
-        let mtu = requested.map_or(self.mtu, |requested| requested.min(self.mtu));
-        (mtu, self.route_mtu.min(mtu))
-    }
-
-    fn change_mtus(&mut self, key: &AttachmentKey) -> Result<()> {
-        let Some(mut record) = self.pods.get(key).cloned() else { return Ok(()) };
-        let netns = Netns::open(&record.netns)?;
-        if netns.id()? != record.netns_id {
-            // The pod is gone; reconciliation takes care of it.
-            return Ok(());
-        }
-        (record.mtu, record.route_mtu) = self.mtus_for(record.mtu_requested);
-        PodSide {
-            ifname: &record.key.ifname,
-            mac: record.mac,
-            mtu: record.mtu,
-            route_mtu: record.route_mtu,
-            addresses: &self.networks(&record.addresses),
-            gateways: &self.gateways(&record.addresses),
-            gateway_mac: self.bridge_mac,
-        }
-        .change_mtus(&netns, &self.home)?;
-        self.netlink.request(link::set_mtu(record.host_ifindex, record.mtu))?;
-        let endpoint = PodSpec::from(&record).endpoint(self.bridge_mac);
-        if let Some(datapath) = &mut self.datapath {
-            for address in &record.addresses {
-                let address = Address::from(*address);
-                // One that was not published yet is, elsewhere, and with more care.
-                if datapath.maps().endpoint(address)?.is_some() {
-                    datapath.maps_mut().upsert_endpoint(address, endpoint)?;
-                }
-            }
-        }
-        self.database.set_mtus(key, record.mtu, record.route_mtu)?;
-        info!(container = key.container_id, mtu = record.mtu, route_mtu = record.route_mtu, "MTU changed");
-        self.pods.insert(key.clone(), record);
         Ok(())
     }
 
@@ -562,86 +407,5 @@ impl Engine {
             self.nft_rules = rules;
         }
         Ok(())
-    }
-
-    /// Describes what the node knows of the cluster.
-    pub(super) fn cluster_status(&self) -> ClusterStatus {
-        let following = &self.following;
-        let name = |ifindex: u32| following.links.get(&ifindex).map(|(name, _)| name.clone());
-        ClusterStatus {
-            mode: self.config.mode.to_string(),
-            store: following.store.clone(),
-            nodes: following.cluster.as_ref().map_or(0, |cluster| cluster.nodes().len()),
-            stale_seconds: following.failure.as_ref().map(|(_, since)| since.elapsed().as_secs()),
-            failure: following.failure().map(str::to_owned),
-            uplinks: following.uplinks(&self.config.uplinks).into_values().collect(),
-            overlay: following.overlay().and_then(name),
-            pod_route_mtu: self.route_mtu,
-        }
-    }
-
-    /// Things about the cluster that work less well than they should.
-    pub(super) fn cluster_warnings(&self) -> Vec<String> {
-        let following = &self.following;
-        let mut warnings: Vec<String> = following.own_mismatch.iter().cloned().collect();
-        if let Some(failure) = following.failure() {
-            let nodes = following.cluster.as_ref().map_or(0, |cluster| cluster.nodes().len());
-            warnings.push(format!("store: {failure}; the last known {nodes} nodes stay in force"));
-        }
-        for problems in [following.routing.problems.clone(), following.refused.values().cloned().collect::<Vec<_>>()] {
-            let more = problems.len().saturating_sub(PROBLEMS_SHOWN);
-            warnings.extend(problems.into_iter().take(PROBLEMS_SHOWN));
-            if more > 0 {
-                warnings.push(format!("... and {more} more: see `podnet nodes`"));
-            }
-        }
-        for name in &self.config.uplinks {
-            if !following.links.values().any(|(link, _)| link == name) {
-                warnings.push(format!("uplinks: there is no interface {name}, or it is down"));
-            }
-        }
-        warnings
-    }
-
-    /// Lists the cluster's nodes, and how each is reached.
-    pub(super) fn list_nodes(&self) -> Vec<NodeInfo> {
-        let inputs = self.inputs();
-        let name = |ifindex: u32| self.following.links.get(&ifindex).map(|(name, _)| name.clone());
-        let cidr = |node, cidr: &IpNetwork| {
-            let mut info = NodeCidr {
-                cidr: *cidr,
-                reach: String::new(),
-                next_hop: None,
-                interface: None,
-                mtu: None,
-                problem: self.following.refused.get(cidr).cloned(),
-            };
-            match inputs.reach(node, *cidr) {
-                Ok(Reach::Local) => info.reach = "local".into(),
-                Ok(Reach::Direct { ifindex, next_hop, mtu }) => {
-                    info.reach = "direct".into();
-                    (info.next_hop, info.interface, info.mtu) = (Some(next_hop), name(ifindex), Some(mtu));
-                }
-                Ok(Reach::Overlay { remote, mtu, .. }) => {
-                    info.reach = "overlay".into();
-                    let device = self.config.overlay.device.clone();
-                    (info.next_hop, info.interface, info.mtu) = (Some(remote), Some(device), Some(mtu));
-                }
-                Err(reason) => {
-                    info.reach = "unreachable".into();
-                    info.problem = Some(reason);
-                }
-            }
-            info
-        };
-        let nodes = self.following.cluster.iter().flat_map(Cluster::nodes);
-        nodes
-            .map(|node| NodeInfo {
-                name: node.name.clone(),
-                addresses: node.addresses.clone(),
-                local: node.name == self.config.node,
-                pod_cidrs: node.pod_cidrs.iter().map(|range| cidr(node, range)).collect(),
-            })
-            .collect()
     }
 }

@@ -40,7 +40,10 @@ use crate::{
 mod attachment;
 mod check;
 mod cluster;
+mod mtu;
+mod nodes;
 mod observe;
+mod overlay;
 mod pod_side;
 mod programs;
 mod reaper;
