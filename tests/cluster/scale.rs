@@ -29,7 +29,7 @@ const MEASURED: Duration = Duration::from_secs(5);
 /// How much longer than its goal something may take on a machine that does other things, too.
 const SLACK: u32 = 3;
 
-/// A node that is nowhere, beyond the lab's router.
+/// A node that is nowhere: on the link in mode `direct`, so that each is its own next hop, and else beyond the router.
 fn remote(number: u32) -> ClusterNode {
     let [_, _, high, low] = number.to_be_bytes();
     let (high6, low6) = (u16::from(high), u16::from(low));
@@ -108,10 +108,10 @@ fn resident(node: &TestNode) -> f64 {
 /// Returns how much CPU time a process has used.
 fn cpu_time(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<u64> =
+    let fields: Vec<i64> =
         stat.rsplit_once(')').unwrap().1.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
     // utime and stime, the 14th and 15th field of proc_pid_stat(5), in ticks of 10 ms.
-    Duration::from_millis((fields[10] + fields[11]) * 10)
+    Duration::from_millis((fields[10] + fields[11]) as u64 * 10)
 }
 
 fn start(node: &TestNode, what: &str) {
@@ -155,6 +155,11 @@ fn ten_thousand_nodes(mode: RoutingMode) {
     let node = &cluster.nodes()[0];
     node.stop_daemon();
     cluster.nodes()[1].stop_daemon();
+    if mode == RoutingMode::Direct {
+        for address in ["172.16.255.254/16", "fd00:172::ffff:ffff/64"] {
+            run(node.netns(), "ip", &["address", "add", address, "dev", "eth0", "nodad"]);
+        }
+    }
     let own = cluster.nodes_file().read().unwrap();
     let all: Vec<ClusterNode> = own.iter().cloned().chain((0..NODES).map(remote)).collect();
     cluster.nodes_file().write(&all).unwrap();

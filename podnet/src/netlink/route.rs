@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use rtnetlink::{
     RouteMessageBuilder,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
@@ -65,7 +65,13 @@ impl Route {
     }
 
     fn message(&self, protocol: RouteProtocol) -> RouteMessage {
-        let scope = if self.gateway.is_none() { RouteScope::Link } else { RouteScope::Universe };
+        let scope = match (self.gateway, self.destination) {
+            (None, _) => RouteScope::Link,
+            (Some(_), IpNetwork::V4(destination)) if protocol == RouteProtocol::Other(PODNET_PROTOCOL) => {
+                spread(destination)
+            }
+            (Some(_), _) => RouteScope::Universe,
+        };
         let mut builder =
             RouteMessageBuilder::<IpAddr>::new().output_interface(self.ifindex).protocol(protocol).scope(scope);
         builder = match self.tunnel {
@@ -95,6 +101,16 @@ impl Route {
         attributes.extend(self.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
         builder.build()
     }
+}
+
+/// Returns the scope of one of podnet's IPv4 routes: any of those that are nobody's (below `RT_SCOPE_SITE`), by the number
+/// of the pod CIDR. The kernel compares the next hop of a new route with every other of the same interface, protocol,
+/// source and scope, for these choose the list that it searches (`fib_info_hashfn` in net/ipv4/fib_semantics.c): without
+/// this, 10,000 nodes take 3 s, and 12 s through the overlay. To everything that looks up a route for a packet,
+/// these scopes are the same.
+fn spread(destination: Ipv4Network) -> RouteScope {
+    let number = u32::from(destination.network()).checked_shr(32 - u32::from(destination.prefix())).unwrap_or(0);
+    RouteScope::from((number % u32::from(u8::from(RouteScope::Site))) as u8)
 }
 
 impl std::fmt::Display for Route {
@@ -271,4 +287,18 @@ fn tunnel(encap: &[RouteLwTunnelEncap]) -> Option<Tunnel> {
         }
     }
     Some(Tunnel { vni: vni?, remote: remote? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_spread_over_scopes_that_are_nobodys() {
+        let scope = |text: &str| u8::from(spread(text.parse().unwrap()));
+        assert_eq!([scope("10.244.1.0/24"), scope("10.244.2.0/24")].map(|one| one < 200), [true, true]);
+        assert_ne!(scope("10.244.1.0/24"), scope("10.244.2.0/24"));
+        assert_ne!(scope("10.244.4.0/22"), scope("10.244.8.0/22"));
+        assert_eq!(scope("0.0.0.0/0"), 0);
+    }
 }
