@@ -69,10 +69,11 @@ impl RouteMonitor {
         let monitor = Self { process, lines };
         // A route of the kernel's is no news to the daemon.
         wait_for("the monitor of routes", || {
-            run(netns, "ip", &["route", "replace", "blackhole", "198.51.100.1", "proto", "kernel"]);
-            monitor.lines().iter().any(|(_, line)| line.contains("198.51.100.1")).then_some(())
+            for change in ["add", "del"] {
+                run(netns, "ip", &["route", change, "blackhole", "198.51.100.1", "proto", "kernel"]);
+            }
+            monitor.lines.lock().unwrap().pop()
         });
-        monitor.lines.lock().unwrap().clear();
         monitor
     }
 
