@@ -87,7 +87,8 @@ impl RouteMonitor {
     fn take(&self, count: usize) -> (Instant, Vec<String>) {
         wait_for(&format!("{count} changes of routes"), || (self.lines().len() >= count).then_some(()));
         std::thread::sleep(harness::QUIET);
-        let lines = std::mem::take(&mut *self.lines.lock().unwrap());
+        let lines = self.lines();
+        self.lines.lock().unwrap().clear();
         (lines[count - 1].0, lines.into_iter().map(|(_, line)| line).collect())
     }
 }
