@@ -245,8 +245,10 @@ fn entries_of_the_maps_are_restored_by_the_resync() {
     let keys = Family::ALL.map(|family| Address::from(pair.cidr(family).network()));
     let owners = Family::ALL.map(|family| Address::from(pair.other().address(family)));
     let delete = |node: &TestNode| {
-        keys.iter().for_each(|key| maps::nodes(node.node()).remove(key).unwrap());
-        owners.iter().for_each(|address| maps::node_addresses(node.node()).remove(address).unwrap());
+        for (key, owner) in keys.iter().zip(&owners) {
+            maps::nodes(node.node()).remove(key).unwrap();
+            maps::node_addresses(node.node()).remove(owner).unwrap();
+        }
     };
     pair.breaks("entries of another node deleted", RESYNCED, delete, is_whole);
     let change = |node: &TestNode| {

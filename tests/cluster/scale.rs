@@ -211,7 +211,7 @@ fn ten_thousand_nodes(mode: RoutingMode) {
     let pid = node.status().pid;
     let (before, begun) = (cpu_time(pid), Instant::now());
     std::thread::sleep(MEASURED);
-    let (cpu, elapsed) = (cpu_time(pid) - before, begun.elapsed());
+    let (cpu, elapsed) = (cpu_time(pid).saturating_sub(before), begun.elapsed());
     println!(
         "{mode}: {NODES} nodes, one resync a second: {:.1?} CPU time a second",
         cpu.div_f64(elapsed.as_secs_f64())

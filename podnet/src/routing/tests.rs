@@ -201,13 +201,13 @@ fn a_node_more_or_less_touches_no_other() {
     let more = World::new(RoutingMode::Auto, vec![node(1, 1), node(2, 1), node(3, 2), node(4, 2)]).routing();
     let shape = few.shape();
     let concerns_fourth = |change: &Change| format!("{change:?}").contains("244.4.") || format!("{change:?}").contains("244:4:") || format!("{change:?}").contains("fef4:401") || matches!(change, Change::PutNode(..) | Change::DeleteNode(_) | Change::PutNodeAddress(..) | Change::DeleteNodeAddress(_));
-    let added = plan(&more, &shape, &Actual::of(&few, &shape, true));
+    let added = plan(&more, &shape, &Actual::of(&few, shape, true));
     // Two routes, two neighbours, two addresses, two map entries.
     assert_eq!(added.len(), 8, "{added:?}");
     assert!(added.iter().all(concerns_fourth), "{added:?}");
     let position = |wanted: fn(&Change) -> bool| added.iter().position(wanted).unwrap();
     assert!(position(|change| matches!(change, Change::AddRoute(_))) < position(|change| matches!(change, Change::PutNode(..))));
-    let removed = plan(&few, &shape, &Actual::of(&more, &shape, true));
+    let removed = plan(&few, &shape, &Actual::of(&more, shape, true));
     assert_eq!(removed.len(), 8, "{removed:?}");
     let position = |wanted: fn(&Change) -> bool| removed.iter().position(wanted).unwrap();
     assert!(position(|change| matches!(change, Change::DeleteNode(_))) < position(|change| matches!(change, Change::DeleteRoute(_))));
@@ -215,7 +215,7 @@ fn a_node_more_or_less_touches_no_other() {
 
 impl Actual {
     /// Returns the state that follows from applied routing.
-    fn of(routing: &Routing, shape: &Shape, maps: bool) -> Self {
+    fn of(routing: &Routing, shape: Shape, maps: bool) -> Self {
         Self {
             routes: routing.routes.iter().map(|(cidr, route)| (*cidr, *route)).collect(),
             neighbors: routing.neighbors.iter().map(|(address, mac)| (*address, *mac)).collect(),
@@ -265,12 +265,12 @@ proptest! {
     #[test]
     fn a_plan_leads_from_any_state_to_any_other(before in any_world(), after in any_world()) {
         let (before, after) = (before.routing(), after.routing());
-        let mut actual = Actual::of(&before, &before.shape(), true);
+        let mut actual = Actual::of(&before, before.shape(), true);
         let shape = after.shape();
         for change in plan(&after, &shape, &actual.clone()) {
             apply(&mut actual, change);
         }
-        prop_assert_eq!(&actual, &Actual::of(&after, &shape, true));
+        prop_assert_eq!(&actual, &Actual::of(&after, shape, true));
         prop_assert_eq!(plan(&after, &shape, &actual), vec![]);
     }
 
@@ -281,7 +281,7 @@ proptest! {
         for has_maps in [true, false] {
             let sorted = |changes: Vec<Change>| changes.iter().map(|change| format!("{change:?}")).collect::<BTreeSet<_>>();
             let kinds = |changes: &[Change]| changes.iter().map(std::mem::discriminant).collect::<Vec<_>>();
-            let planned = plan(&after, &shape, &Actual::of(&before, &shape, has_maps));
+            let planned = plan(&after, &shape, &Actual::of(&before, shape, has_maps));
             let updated = update(&before, &after, &shape, has_maps);
             prop_assert_eq!(kinds(&planned), kinds(&updated));
             prop_assert_eq!(sorted(planned), sorted(updated));
