@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::Hash,
     net::IpAddr,
 };
 
@@ -111,11 +112,11 @@ pub struct Shape {
     pub others: bool,
 }
 
-/// Returns the addresses whose ways routing asks for.
+/// Returns the addresses whose ways routing asks for, each once.
 #[must_use]
-pub fn addresses(mode: RoutingMode, own_name: &str, routers: &[IpAddr], cluster: Option<&Cluster>) -> BTreeSet<IpAddr> {
+pub fn addresses(mode: RoutingMode, own_name: &str, routers: &[IpAddr], cluster: Option<&Cluster>) -> Vec<IpAddr> {
     if mode == RoutingMode::Router {
-        return routers.iter().copied().collect();
+        return routers.to_vec();
     }
     let others = cluster.into_iter().flat_map(Cluster::nodes).filter(|node| node.name != own_name);
     others.flat_map(|node| node.addresses.iter().copied()).collect()
@@ -309,12 +310,13 @@ impl Routing {
     /// Returns which prefix lengths are the usual ones; with as many of one as of another, the longer.
     #[must_use]
     pub fn shape(&self) -> Shape {
+        let mut counts = [[0_usize; 129]; 2];
+        for cidr in self.nodes.keys() {
+            counts[usize::from(cidr.is_ipv6())][usize::from(cidr.prefix())] += 1;
+        }
         let usual = |v6: bool| {
-            let mut counts: BTreeMap<u8, usize> = BTreeMap::new();
-            for cidr in self.nodes.keys().filter(|cidr| cidr.is_ipv6() == v6) {
-                *counts.entry(cidr.prefix()).or_default() += 1;
-            }
-            counts.into_iter().max_by_key(|(prefix, count)| (*count, *prefix)).map(|(prefix, _)| prefix)
+            let counts = (0_u8..).zip(counts[usize::from(v6)]).filter(|(_, count)| *count > 0);
+            counts.max_by_key(|(prefix, count)| (*count, *prefix)).map(|(prefix, _)| prefix)
         };
         let (v4, v6) = (usual(false), usual(true));
         let is_other = |cidr: &IpNetwork| Some(cidr.prefix()) != if cidr.is_ipv4() { v4 } else { v6 };
@@ -372,20 +374,6 @@ pub struct Actual {
     pub node_addresses: Option<HashMap<IpAddr, u64>>,
 }
 
-impl Actual {
-    /// Returns the state that follows from applied routing, without a look at the kernel.
-    #[must_use]
-    pub fn of(routing: &Routing, shape: &Shape, maps: bool) -> Self {
-        Self {
-            routes: routing.routes.iter().map(|(cidr, route)| (*cidr, *route)).collect(),
-            taken: HashSet::new(),
-            neighbors: routing.neighbors.iter().map(|(address, mac)| (*address, *mac)).collect(),
-            nodes: maps.then(|| routing.nodes.iter().map(|(cidr, node)| (shape.key(*cidr), *node)).collect()),
-            node_addresses: maps.then(|| routing.node_addresses.iter().map(|(ip, id)| (*ip, *id)).collect()),
-        }
-    }
-}
-
 /// One step from what is to what should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -411,53 +399,146 @@ pub enum Change {
     DeleteNodeAddress(IpAddr),
 }
 
+/// How one map differs from another.
+#[derive(Debug)]
+struct Differences<K, V> {
+    gone: Vec<K>,
+    new: Vec<(K, V)>,
+    changed: Vec<(K, V)>,
+}
+
+impl<K, V> Default for Differences<K, V> {
+    fn default() -> Self {
+        Self { gone: Vec::new(), new: Vec::new(), changed: Vec::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V: Copy + PartialEq> Differences<K, V> {
+    fn from_actual(actual: &HashMap<K, V>, desired: impl Iterator<Item = (K, V)> + Clone) -> Self {
+        let mut differences = Self::default();
+        let mut present = 0;
+        for (key, value) in desired.clone() {
+            match actual.get(&key) {
+                None => differences.new.push((key, value)),
+                Some(other) => {
+                    present += 1;
+                    if *other != value {
+                        differences.changed.push((key, value));
+                    }
+                }
+            }
+        }
+        if present < actual.len() {
+            let wanted: HashSet<K> = desired.map(|(key, _)| key).collect();
+            differences.gone.extend(actual.keys().filter(|key| !wanted.contains(key)));
+        }
+        differences
+    }
+
+    /// Walks through both maps at once.
+    fn between(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> Self
+    where
+        K: Ord,
+    {
+        let mut differences = Self::default();
+        let mut before = before.iter().peekable();
+        for (key, value) in after {
+            while let Some((gone, _)) = before.next_if(|(other, _)| *other < key) {
+                differences.gone.push(*gone);
+            }
+            match before.next_if(|(other, _)| *other == key) {
+                None => differences.new.push((*key, *value)),
+                Some((_, other)) if other != value => differences.changed.push((*key, *value)),
+                Some(_) => {}
+            }
+        }
+        differences.gone.extend(before.map(|(key, _)| *key));
+        differences
+    }
+
+    fn map_keys<L>(self, key: impl Fn(K) -> L) -> Differences<L, V> {
+        let pairs = |pairs: Vec<(K, V)>| pairs.into_iter().map(|(one, value)| (key(one), value)).collect();
+        Differences {
+            new: pairs(self.new),
+            changed: pairs(self.changed),
+            gone: self.gone.into_iter().map(&key).collect(),
+        }
+    }
+
+    fn put(&self) -> impl Iterator<Item = (K, V)> {
+        self.new.iter().chain(&self.changed).copied()
+    }
+}
+
 /// Returns the changes that lead from `actual` to `desired`, in the order in which to apply them: the kernel's path to a
 /// node is there before the maps lead to it, and until they do not any more.
 #[must_use]
 pub fn plan(desired: &Routing, shape: &Shape, actual: &Actual) -> Vec<Change> {
-    let mut changes = Vec::new();
-    let wanted: HashSet<NodeKey> = desired.nodes.keys().map(|cidr| shape.key(*cidr)).collect();
-    let stale = actual.nodes.iter().flatten().map(|(key, _)| *key).filter(|key| !wanted.contains(key));
-    changes.extend(stale.map(Change::DeleteNode));
-    for (address, mac) in &desired.neighbors {
-        if actual.neighbors.get(address) != Some(mac) {
-            changes.push(Change::PutNeighbor(*address, *mac));
-        }
-    }
-    for (cidr, route) in &desired.routes {
-        match actual.routes.get(cidr) {
-            None if actual.taken.contains(cidr) => changes.push(Change::RefuseRoute(*cidr)),
-            None => changes.push(Change::AddRoute(*route)),
-            Some(other) if other != route => changes.push(Change::ReplaceRoute(*route)),
-            Some(_) => {}
-        }
-    }
-    if let Some(addresses) = &actual.node_addresses {
-        for (address, id) in &desired.node_addresses {
-            if addresses.get(address) != Some(id) {
-                changes.push(Change::PutNodeAddress(*address, *id));
-            }
-        }
-    }
-    if let Some(nodes) = &actual.nodes {
-        for (cidr, node) in &desired.nodes {
-            let key = shape.key(*cidr);
-            if nodes.get(&key) != Some(node) {
-                changes.push(Change::PutNode(key, *node));
-            }
-        }
-    }
+    let nodes = desired.nodes.iter().map(|(cidr, node)| (shape.key(*cidr), *node));
+    let mut neighbors = Differences::from_actual(&actual.neighbors, pairs(&desired.neighbors));
+    // The kernel's own.
+    neighbors.gone.retain(|address| !address.is_multicast());
+    in_order(
+        actual.nodes.as_ref().map(|actual| Differences::from_actual(actual, nodes)).unwrap_or_default(),
+        &neighbors,
+        &Differences::from_actual(&actual.routes, pairs(&desired.routes)),
+        &actual.taken,
+        &actual
+            .node_addresses
+            .as_ref()
+            .map(|actual| Differences::from_actual(actual, pairs(&desired.node_addresses)))
+            .unwrap_or_default(),
+    )
+}
+
+/// Returns the changes that lead from routing in force to other routing of the same shape, in order as [`plan`] does. It
+/// looks at nothing else, so that one node of ten thousand is changed within milliseconds. `taken`: destinations to which
+/// others have routes.
+#[must_use]
+pub fn update(
+    before: &Routing,
+    after: &Routing,
+    shape: &Shape,
+    taken: &HashSet<IpNetwork>,
+    has_maps: bool,
+) -> Vec<Change> {
+    let (nodes, addresses) = if has_maps {
+        let nodes = Differences::between(&before.nodes, &after.nodes).map_keys(|cidr| shape.key(cidr));
+        (nodes, Differences::between(&before.node_addresses, &after.node_addresses))
+    } else {
+        Default::default()
+    };
+    let neighbors = Differences::between(&before.neighbors, &after.neighbors);
+    in_order(nodes, &neighbors, &Differences::between(&before.routes, &after.routes), taken, &addresses)
+}
+
+fn pairs<K: Copy, V: Copy>(map: &BTreeMap<K, V>) -> impl Iterator<Item = (K, V)> + Clone {
+    map.iter().map(|(key, value)| (*key, *value))
+}
+
+fn in_order(
+    nodes: Differences<NodeKey, Node>,
+    neighbors: &Differences<IpAddr, Mac>,
+    routes: &Differences<IpNetwork, Route>,
+    taken: &HashSet<IpNetwork>,
+    addresses: &Differences<IpAddr, u64>,
+) -> Vec<Change> {
+    let put_nodes: Vec<_> = nodes.put().map(|(key, node)| Change::PutNode(key, node)).collect();
+    let mut changes: Vec<Change> = nodes.gone.into_iter().map(Change::DeleteNode).collect();
+    changes.extend(neighbors.put().map(|(address, mac)| Change::PutNeighbor(address, mac)));
     changes.extend(
-        actual.routes.keys().filter(|cidr| !desired.routes.contains_key(cidr)).map(|cidr| Change::DeleteRoute(*cidr)),
+        routes.new.iter().map(
+            |(cidr, route)| {
+                if taken.contains(cidr) { Change::RefuseRoute(*cidr) } else { Change::AddRoute(*route) }
+            },
+        ),
     );
-    let stale = |address: &&IpAddr| !desired.neighbors.contains_key(address) && !address.is_multicast();
-    changes.extend(actual.neighbors.keys().filter(stale).map(|address| Change::DeleteNeighbor(*address)));
-    let addresses = actual.node_addresses.iter().flatten().map(|(address, _)| address);
-    changes.extend(
-        addresses
-            .filter(|address| !desired.node_addresses.contains_key(address))
-            .map(|address| Change::DeleteNodeAddress(*address)),
-    );
+    changes.extend(routes.changed.iter().map(|(_, route)| Change::ReplaceRoute(*route)));
+    changes.extend(addresses.put().map(|(address, id)| Change::PutNodeAddress(address, id)));
+    changes.extend(put_nodes);
+    changes.extend(routes.gone.iter().map(|cidr| Change::DeleteRoute(*cidr)));
+    changes.extend(neighbors.gone.iter().map(|address| Change::DeleteNeighbor(*address)));
+    changes.extend(addresses.gone.iter().map(|address| Change::DeleteNodeAddress(*address)));
     changes
 }
 

@@ -161,7 +161,7 @@ fn ensure_disjoint(nodes: &[ClusterNode]) -> Result<()> {
         ranges.extend(node.pod_cidrs.iter().map(|cidr| (cidr.network(), cidr.broadcast(), node.name.as_str(), true)));
         ranges.extend(node.addresses.iter().map(|address| (*address, *address, node.name.as_str(), false)));
     }
-    ranges.sort_unstable();
+    ranges.sort_unstable_by_key(|(start, ..)| *start);
     // The range that reaches furthest so far is the only one that can hold the next.
     let mut furthest: Option<(IpAddr, IpAddr, &str, bool)> = None;
     for range in ranges {

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// How long nothing must happen after a change before the file is read: whoever changes it may do so in several steps.
-const SETTLE: Duration = Duration::from_millis(20);
+const SETTLE: Duration = Duration::from_millis(5);
 
 /// The same while somebody has the file open for writing.
 const SETTLE_WRITING: Duration = Duration::from_millis(100);

@@ -4,7 +4,7 @@
 //! thousand costs what one node costs. Everything else goes through a whole reconciliation.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     time::Instant,
 };
@@ -150,14 +150,16 @@ impl Engine {
         if self.following.pending || !same_shape || !same_devices {
             return self.reconcile(Why::Change("cluster"));
         }
-        let mut before = Actual::of(known, &self.following.shape, self.datapath.is_some());
         let new: Vec<IpNetwork> =
             routing.routes.keys().filter(|cidr| !known.routes.contains_key(cidr)).copied().collect();
-        before.taken = self.netlink.taken_destinations(&new)?.into_iter().collect();
-        // A route that was refused is not there.
-        before.routes.retain(|cidr, _| !self.following.refused.contains_key(cidr));
-        before.taken.extend(self.following.refused.keys());
-        let changes = routing::plan(&routing, &self.following.shape, &before);
+        let taken = self.netlink.taken_destinations(&new)?.into_iter().collect();
+        let has_maps = self.datapath.is_some();
+        let mut changes = routing::update(known, &routing, &self.following.shape, &taken, has_maps);
+        // A route that was refused is not there to be replaced.
+        let refused = &self.following.refused;
+        changes.retain(
+            |change| !matches!(change, Change::ReplaceRoute(route) if refused.contains_key(&route.destination)),
+        );
         self.following.routing = routing;
         let applied = self.apply_routing(changes, Why::Change("cluster"));
         self.update_nft().and(applied)
@@ -206,10 +208,14 @@ impl Engine {
         let cluster = self.following.cluster.as_ref();
         let wanted = routing::addresses(self.config.mode, &self.config.node, &self.config.routers, cluster);
         let known = &mut self.following.ways;
-        known.retain(|address, _| wanted.contains(address));
-        let ask: Vec<IpAddr> = wanted.into_iter().filter(|address| all || !known.contains_key(address)).collect();
+        let is_new = |address: &&IpAddr| all || !known.contains_key(*address);
+        let ask: Vec<IpAddr> = wanted.iter().filter(is_new).copied().collect();
         let ways = self.netlink.ways_to(&ask).context("ask for the ways to the nodes")?;
         known.extend(ask.into_iter().zip(ways));
+        if known.len() > wanted.len() {
+            let wanted: HashSet<IpAddr> = wanted.into_iter().collect();
+            known.retain(|address, _| wanted.contains(address));
+        }
         Ok(())
     }
 

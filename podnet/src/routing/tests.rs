@@ -218,7 +218,7 @@ fn a_node_more_or_less_touches_no_other() {
                 Change::PutNode(..) | Change::DeleteNode(_) | Change::PutNodeAddress(..) | Change::DeleteNodeAddress(_)
             )
     };
-    let added = plan(&more, &shape, &Actual::of(&few, &shape, true));
+    let added = plan(&more, &shape, &Actual::of(&few, shape, true));
     // Two routes, two neighbours, two addresses, two map entries.
     assert_eq!(added.len(), 8, "{added:?}");
     assert!(added.iter().all(concerns_fourth), "{added:?}");
@@ -227,7 +227,7 @@ fn a_node_more_or_less_touches_no_other() {
         position(|change| matches!(change, Change::AddRoute(_)))
             < position(|change| matches!(change, Change::PutNode(..)))
     );
-    let removed = plan(&few, &shape, &Actual::of(&more, &shape, true));
+    let removed = plan(&few, &shape, &Actual::of(&more, shape, true));
     assert_eq!(removed.len(), 8, "{removed:?}");
     let position = |wanted: fn(&Change) -> bool| removed.iter().position(wanted).unwrap();
     assert!(
@@ -249,6 +249,19 @@ fn a_route_of_somebody_else_is_left_alone() {
             .any(|change| matches!(change, Change::AddRoute(route) if route.destination == cidr("10.244.2.0/24")))
     );
     assert_eq!(routing.routes[&cidr("10.244.2.0/24")].metric, Some(1 + (10 * 65536 + 244 * 256 + 2) % 1024));
+}
+
+impl Actual {
+    /// Returns the state that follows from applied routing.
+    fn of(routing: &Routing, shape: Shape, maps: bool) -> Self {
+        Self {
+            routes: routing.routes.iter().map(|(cidr, route)| (*cidr, *route)).collect(),
+            taken: HashSet::new(),
+            neighbors: routing.neighbors.iter().map(|(address, mac)| (*address, *mac)).collect(),
+            nodes: maps.then(|| routing.nodes.iter().map(|(cidr, node)| (shape.key(*cidr), *node)).collect()),
+            node_addresses: maps.then(|| routing.node_addresses.iter().map(|(ip, id)| (*ip, *id)).collect()),
+        }
+    }
 }
 
 /// Does what a change says to a model of the kernel and the maps.
@@ -288,12 +301,26 @@ proptest! {
     #[test]
     fn a_plan_leads_from_any_state_to_any_other(before in any_world(), after in any_world()) {
         let (before, after) = (before.routing(), after.routing());
-        let mut actual = Actual::of(&before, &before.shape(), true);
+        let mut actual = Actual::of(&before, before.shape(), true);
         let shape = after.shape();
         for change in plan(&after, &shape, &actual.clone()) {
             apply(&mut actual, change);
         }
-        prop_assert_eq!(&actual, &Actual::of(&after, &shape, true));
+        prop_assert_eq!(&actual, &Actual::of(&after, shape, true));
         prop_assert_eq!(plan(&after, &shape, &actual), vec![]);
+    }
+
+    #[test]
+    fn an_update_does_what_a_plan_does(before in any_world(), after in any_world()) {
+        let (before, after) = (before.routing(), after.routing());
+        let shape = after.shape();
+        for has_maps in [true, false] {
+            let sorted = |changes: Vec<Change>| changes.iter().map(|change| format!("{change:?}")).collect::<BTreeSet<_>>();
+            let kinds = |changes: &[Change]| changes.iter().map(std::mem::discriminant).collect::<Vec<_>>();
+            let planned = plan(&after, &shape, &Actual::of(&before, shape, has_maps));
+            let updated = update(&before, &after, &shape, &HashSet::new(), has_maps);
+            prop_assert_eq!(kinds(&planned), kinds(&updated));
+            prop_assert_eq!(sorted(planned), sorted(updated));
+        }
     }
 }
