@@ -150,8 +150,8 @@ impl Engine {
         if self.following.pending || !same_shape || !same_devices {
             return self.reconcile(Why::Change("cluster"));
         }
-        let new: Vec<IpNetwork> =
-            routing.routes.keys().filter(|cidr| !known.routes.contains_key(cidr)).copied().collect();
+        let new: Vec<route::Route> =
+            routing.routes.values().filter(|route| !known.routes.contains_key(&route.destination)).copied().collect();
         let taken = self.netlink.taken_destinations(&new)?.into_iter().collect();
         let has_maps = self.datapath.is_some();
         let mut changes = routing::update(known, &routing, &self.following.shape, &taken, has_maps);
@@ -287,8 +287,8 @@ impl Engine {
         let (own, others) = self.netlink.node_routes()?;
         let routes = own.into_iter().map(|route| (route.destination, route)).collect();
         let wanted = &self.following.routing.routes;
-        let taken =
-            others.into_iter().map(|route| route.destination).filter(|cidr| wanted.contains_key(cidr)).collect();
+        let is_taken = |other: &route::Route| wanted.get(&other.destination).is_some_and(|own| other.comes_before(own));
+        let taken = others.into_iter().filter(is_taken).map(|route| route.destination).collect();
         Ok(Actual { routes, taken, neighbors, nodes, node_addresses })
     }
 

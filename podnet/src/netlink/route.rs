@@ -66,6 +66,13 @@ impl Route {
         Self { destination, gateway, ifindex, source: None, mtu: None, metric: None, tunnel: None }
     }
 
+    /// Returns whether this IPv4 route is taken in place of another one to the same destination. Of IPv6 routes the kernel
+    /// itself refuses one of the same metric.
+    #[must_use]
+    pub fn comes_before(&self, other: &Self) -> bool {
+        self.destination.is_ipv4() && self.metric.unwrap_or(0) <= other.metric.unwrap_or(0)
+    }
+
     fn message(&self, protocol: RouteProtocol) -> RouteMessage {
         let scope = if self.gateway.is_none() { RouteScope::Link } else { RouteScope::Universe };
         let mut builder =
@@ -192,29 +199,31 @@ impl Socket {
         Ok((routes(own), routes(others)))
     }
 
-    /// Returns those of the destinations to which somebody else has a route of this very prefix.
+    /// Returns the destinations of those routes that a route of somebody else, to this very prefix, comes before or stands
+    /// in the way of.
     ///
     /// # Errors
     ///
     /// The kernel cannot be asked.
-    pub fn taken_destinations(&mut self, destinations: &[IpNetwork]) -> Result<Vec<IpNetwork>, Error> {
-        let messages = destinations.iter().map(|destination| {
-            let mut message = question(destination.ip());
+    pub fn taken_destinations(&mut self, wanted: &[Route]) -> Result<Vec<IpNetwork>, Error> {
+        let messages = wanted.iter().map(|wanted| {
+            let mut message = question(wanted.destination.ip());
             // The route itself, not what follows from it for this one address.
             message.header.flags |= RouteFlags::FibMatch;
             RouteNetlinkMessage::GetRoute(message)
         });
         let answers = self.get_each("ask for the route to a pod CIDR", messages)?;
-        let is_taken = |destination: &IpNetwork, answer: Option<RouteNetlinkMessage>| match answer {
+        let is_taken = |wanted: &Route, answer: Option<RouteNetlinkMessage>| match answer {
             Some(RouteNetlinkMessage::NewRoute(message)) => {
                 message.header.protocol != RouteProtocol::Other(PODNET_PROTOCOL)
                     && message.header.table == RouteHeader::RT_TABLE_MAIN
-                    && message.header.destination_prefix_length == destination.prefix()
+                    && message.header.destination_prefix_length == wanted.destination.prefix()
+                    && route(&message).is_some_and(|other| other.comes_before(wanted))
             }
             _ => false,
         };
-        let pairs = destinations.iter().zip(answers);
-        Ok(pairs.filter_map(|(destination, answer)| is_taken(destination, answer).then_some(*destination)).collect())
+        let pairs = wanted.iter().zip(answers);
+        Ok(pairs.filter_map(|(wanted, answer)| is_taken(wanted, answer).then_some(wanted.destination)).collect())
     }
 
     fn main_table(&mut self) -> Result<Vec<(Route, RouteProtocol)>, Error> {
