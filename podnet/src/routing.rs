@@ -365,7 +365,7 @@ pub struct Actual {
     /// Podnet's routes.
     pub routes: HashMap<IpNetwork, Route>,
     /// Destinations to which others have routes, as far as they matter.
-    pub taken: HashSet<IpNetwork>,
+    pub taken: BTreeSet<IpNetwork>,
     /// Permanent neighbours on the overlay device.
     pub neighbors: HashMap<IpAddr, Mac>,
     /// Entries of `NODES` and `NODES_LPM`; `None` if there are no maps.
@@ -499,7 +499,7 @@ pub fn update(
     before: &Routing,
     after: &Routing,
     shape: &Shape,
-    taken: &HashSet<IpNetwork>,
+    taken: &BTreeSet<IpNetwork>,
     has_maps: bool,
 ) -> Vec<Change> {
     let (nodes, addresses) = if has_maps {
@@ -520,7 +520,7 @@ fn in_order(
     nodes: Differences<NodeKey, Node>,
     neighbors: &Differences<IpAddr, Mac>,
     routes: &Differences<IpNetwork, Route>,
-    taken: &HashSet<IpNetwork>,
+    taken: &BTreeSet<IpNetwork>,
     addresses: &Differences<IpAddr, u64>,
 ) -> Vec<Change> {
     let put_nodes: Vec<_> = nodes.put().map(|(key, node)| Change::PutNode(key, node)).collect();

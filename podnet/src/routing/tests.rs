@@ -256,7 +256,7 @@ impl Actual {
     fn of(routing: &Routing, shape: Shape, maps: bool) -> Self {
         Self {
             routes: routing.routes.iter().map(|(cidr, route)| (*cidr, *route)).collect(),
-            taken: HashSet::new(),
+            taken: BTreeSet::new(),
             neighbors: routing.neighbors.iter().map(|(address, mac)| (*address, *mac)).collect(),
             nodes: maps.then(|| routing.nodes.iter().map(|(cidr, node)| (shape.key(*cidr), *node)).collect()),
             node_addresses: maps.then(|| routing.node_addresses.iter().map(|(ip, id)| (*ip, *id)).collect()),
@@ -318,7 +318,7 @@ proptest! {
             let sorted = |changes: Vec<Change>| changes.iter().map(|change| format!("{change:?}")).collect::<BTreeSet<_>>();
             let kinds = |changes: &[Change]| changes.iter().map(std::mem::discriminant).collect::<Vec<_>>();
             let planned = plan(&after, &shape, &Actual::of(&before, shape, has_maps));
-            let updated = update(&before, &after, &shape, &HashSet::new(), has_maps);
+            let updated = update(&before, &after, &shape, &BTreeSet::new(), has_maps);
             prop_assert_eq!(kinds(&planned), kinds(&updated));
             prop_assert_eq!(sorted(planned), sorted(updated));
         }
