@@ -91,9 +91,7 @@ pub struct Routing {
     pub node_addresses: BTreeMap<IpAddr, u64>,
     /// Interfaces that lead to other nodes.
     pub uplinks: BTreeSet<u32>,
-    /// Whether a node is reached through the overlay, or would be if its device were there.
-    pub needs_overlay: bool,
-    /// Smallest MTU of the ways through the overlay, if there is any.
+    /// Smallest MTU of the ways through the overlay, if there is any, be its device there or not.
     pub overlay_mtu: Option<u32>,
     /// Largest of them: the overlay device's.
     pub overlay_device_mtu: Option<u32>,
@@ -245,7 +243,6 @@ impl Inputs<'_> {
             }
             Ok(Reach::Overlay { uplink, remote, mtu }) => {
                 routing.uplinks.insert(uplink);
-                routing.needs_overlay = true;
                 routing.overlay_mtu = Some(routing.overlay_mtu.map_or(mtu, |smallest| smallest.min(mtu)));
                 routing.overlay_device_mtu = routing.overlay_device_mtu.max(Some(mtu));
                 let entry = Node { address: Address::from(remote), ..entry };

@@ -269,18 +269,7 @@ impl Engine {
         if let Some(datapath) = &mut self.datapath {
             datapath.maps_mut().upsert_source(ifindex, spec.source())?;
         }
-        let addresses = self.networks(&record.addresses);
-        let gateways = self.gateways(&record.addresses);
-        PodSide {
-            ifname: &record.key.ifname,
-            mac: record.mac,
-            mtu: record.mtu,
-            route_mtu: record.route_mtu,
-            addresses: &addresses,
-            gateways: &gateways,
-            gateway_mac: self.bridge_mac,
-        }
-        .configure(netns, &self.home)?;
+        self.pod_side(record).configure(netns, &self.home)?;
         if let Some(datapath) = &mut self.datapath {
             for address in &record.addresses {
                 datapath.maps_mut().upsert_endpoint(Address::from(*address), spec.endpoint(self.bridge_mac))?;
@@ -382,6 +371,19 @@ impl Engine {
             gateways: self.gateways(&record.addresses),
             bridge: self.config.bridge.clone(),
             bridge_mac: self.bridge_mac,
+        }
+    }
+
+    /// Returns the pod's end of an attachment.
+    pub(super) fn pod_side<'a>(&self, record: &'a PodRecord) -> PodSide<'a> {
+        PodSide {
+            ifname: &record.key.ifname,
+            mac: record.mac,
+            mtu: record.mtu,
+            route_mtu: record.route_mtu,
+            addresses: self.networks(&record.addresses),
+            gateways: self.gateways(&record.addresses),
+            gateway_mac: self.bridge_mac,
         }
     }
 

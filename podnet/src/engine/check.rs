@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use anyhow::{Context as _, Result, ensure};
 use podnet_common::address::Address;
 
-use super::{Engine, pod_side::PodSide};
+use super::Engine;
 use crate::{
     api::{ApiError, CheckRequest, ErrorKind},
     database::PodRecord,
@@ -53,16 +53,7 @@ impl Engine {
             "{} is another network namespace than the one that was attached",
             request.netns
         );
-        PodSide {
-            ifname: &record.key.ifname,
-            mac: record.mac,
-            mtu: record.mtu,
-            route_mtu: record.route_mtu,
-            addresses: &self.networks(&record.addresses),
-            gateways: &self.gateways(&record.addresses),
-            gateway_mac: self.bridge_mac,
-        }
-        .check(&netns, &self.home)
+        self.pod_side(record).check(&netns, &self.home)
     }
 
     fn check_host_side(&mut self, record: &PodRecord) -> Result<()> {

@@ -77,7 +77,7 @@ impl Following {
 
     /// Returns the overlay device, where it is in use.
     pub(super) fn overlay(&self) -> Option<u32> {
-        self.overlay.filter(|_| self.routing.needs_overlay)
+        self.overlay.filter(|_| self.routing.overlay_mtu.is_some())
     }
 
     /// Returns why the store tells nothing.
@@ -144,7 +144,6 @@ impl Engine {
         let known = &self.following.routing;
         let same_shape = routing.shape() == self.following.shape;
         let same_devices = routing.uplinks == known.uplinks
-            && routing.needs_overlay == known.needs_overlay
             && routing.overlay_mtu == known.overlay_mtu
             && routing.overlay_device_mtu == known.overlay_device_mtu;
         if self.following.pending || !same_shape || !same_devices {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use podnet_common::address::Address;
 use tracing::{info, warn};
 
-use super::{Engine, pod_side::PodSide};
+use super::Engine;
 use crate::{api::AttachmentKey, netlink::link, netns::Netns, plan::PodSpec, routing};
 
 impl Engine {
@@ -55,16 +55,7 @@ impl Engine {
             return Ok(());
         }
         (record.mtu, record.route_mtu) = self.mtus_for(record.mtu_requested);
-        PodSide {
-            ifname: &record.key.ifname,
-            mac: record.mac,
-            mtu: record.mtu,
-            route_mtu: record.route_mtu,
-            addresses: &self.networks(&record.addresses),
-            gateways: &self.gateways(&record.addresses),
-            gateway_mac: self.bridge_mac,
-        }
-        .change_mtus(&netns, &self.home)?;
+        self.pod_side(&record).change_mtus(&netns, &self.home)?;
         self.netlink.request(link::set_mtu(record.host_ifindex, record.mtu))?;
         let endpoint = PodSpec::from(&record).endpoint(self.bridge_mac);
         if let Some(datapath) = &mut self.datapath {

@@ -29,9 +29,9 @@ pub(super) struct PodSide<'a> {
     /// MTU in bytes of the way out of the node.
     pub(super) route_mtu: u32,
     /// Addresses with the pod CIDR's prefix length.
-    pub(super) addresses: &'a [IpNetwork],
+    pub(super) addresses: Vec<IpNetwork>,
     /// Gateway of each address.
-    pub(super) gateways: &'a [IpAddr],
+    pub(super) gateways: Vec<IpAddr>,
     /// MAC of the gateway.
     pub(super) gateway_mac: Mac,
 }
@@ -49,7 +49,7 @@ impl PodSide<'_> {
                 self.prepare_ipv6()?;
             }
             let mut requests = vec![link::set_up(link::LOOPBACK), link::set_up(ifindex)];
-            for (address, gateway) in self.addresses.iter().zip(self.gateways) {
+            for (address, gateway) in self.addresses.iter().zip(&self.gateways) {
                 requests.push(address::add(ifindex, *address, PrefixRoute::Omit));
                 requests.push(neighbor::add(ifindex, *gateway, self.gateway_mac));
                 requests.push(route::add(Route::new(host_prefix(*gateway), None, ifindex)));
@@ -74,7 +74,7 @@ impl PodSide<'_> {
         netns.visit(home, || {
             let ifindex = link::ifindex(self.ifname)?;
             let mut requests = vec![link::set_mtu(ifindex, self.mtu)];
-            for (address, gateway) in self.addresses.iter().zip(self.gateways) {
+            for (address, gateway) in self.addresses.iter().zip(&self.gateways) {
                 requests.extend(self.routes(*address, *gateway, ifindex).map(route::add));
             }
             Socket::open()?.batch(requests)?;
@@ -113,11 +113,11 @@ impl PodSide<'_> {
             );
             ensure!(link.mtu == self.mtu, "interface {} has MTU {}, not {}", self.ifname, link.mtu, self.mtu);
             let addresses = netlink.addresses(link.ifindex)?;
-            for address in self.addresses {
+            for address in &self.addresses {
                 ensure!(addresses.contains(address), "interface {} lacks address {address}", self.ifname);
             }
             let routes = netlink.routes(link.ifindex)?;
-            for gateway in self.gateways {
+            for gateway in &self.gateways {
                 let wanted = default_route(*gateway, link.ifindex);
                 ensure!(
                     // Its MTU may be another one by now, and follows.

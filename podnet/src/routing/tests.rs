@@ -89,7 +89,7 @@ fn direct_takes_the_kernels_next_hop() {
     let entry = routing.nodes[&cidr("10.244.2.0/24")];
     assert_eq!((entry.flags, entry.ifindex, entry.mtu), (Node::DIRECT, UPLINK, 1500));
     assert_eq!(routing.nodes[&cidr("10.244.1.0/24")].flags, Node::LOCAL);
-    assert_eq!((routing.needs_overlay, routing.neighbors.len()), (false, 0));
+    assert_eq!((routing.overlay_mtu, routing.neighbors.len()), (None, 0));
     assert_eq!(routing.uplinks, [UPLINK].into());
     assert_eq!(routing.node_addresses.len(), 6);
     assert_eq!(routing.problems, Vec::<String>::new());
@@ -119,7 +119,7 @@ fn overlay_without_its_device_is_announced_but_not_used() {
     let mut world = three(RoutingMode::Overlay);
     world.overlay = None;
     let routing = world.routing();
-    assert!(routing.needs_overlay && routing.routes.is_empty());
+    assert!(routing.routes.is_empty());
     assert_eq!((routing.overlay_mtu, routing.overlay_device_mtu), (Some(1450), Some(1450)));
     assert_eq!(routing.nodes[&cidr("10.244.2.0/24")].flags, 0);
 }
