@@ -14,8 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
-    api::server,
-    cluster::{self, AnyStore, Store as _, Update},
+    api::server::{self, Health},
+    cluster::{self, AnyStore, Cluster, Store, Update, last_known},
     config::Config,
     database::Database,
     drops,
@@ -62,12 +62,20 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = config.node, "starting");
 
     let (log_readers, mut logs) = tokio::sync::mpsc::unbounded_channel();
-    let (name, store, first) = open_store(&config).await?;
-    let start = engine::Start { ebpf_log: logging.ebpf(), logs: log_readers, store: name, first };
-    let (engine, engine_thread) = engine::start(config.clone(), start)?;
-    if let Some(store) = store {
-        tokio::spawn(follow_store(store, engine.clone()));
+    let health = Health::default();
+    if let Some(address) = config.http {
+        let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("http: bind {address}"))?;
+        tokio::spawn(server::serve_tcp(listener, server::health_router(health.clone())));
     }
+    let Known { store, first, earlier } = tokio::select! {
+        known = Known::gather(&config, &health) => known?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let name = store.as_ref().map(Store::describe);
+    let start = engine::Start { ebpf_log: logging.ebpf(), logs: log_readers, store: name, first, earlier };
+    let (engine, engine_thread) = engine::start(config.clone(), start)?;
+    health.serve(engine.clone());
     tokio::spawn(async move {
         // Each load of the programs brings a reader of its own; that of replaced programs ends with them.
         let current = Arc::new(AtomicUsize::new(0));
@@ -95,11 +103,7 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
         warn!("the engine has ended");
     }
 
-    let context = server::Context { engine: engine.clone(), logging };
-    if let Some(address) = config.http {
-        let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("http: bind {address}"))?;
-        tokio::spawn(server::serve_tcp(listener, server::health_router(context.clone())));
-    }
+    let context = server::Context { engine: engine.clone(), health, logging };
     let listener = server::bind(&config.socket)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let api = tokio::spawn(server::serve_unix(listener, server::router(context), async move {
@@ -109,6 +113,10 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     info!(socket = %config.socket.display(), "serving");
     // Not before the socket is bound: a plugin queues a deletion only while nobody answers there.
     engine.ask(Command::DrainDeletions).await?;
+    if let Some(mut store) = store {
+        store.announce_ready();
+        tokio::spawn(follow_store(store, engine.clone()));
+    }
 
     let mut engine_end = tokio::task::spawn_blocking(move || engine_thread.join());
     tokio::select! {
@@ -135,15 +143,43 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
 /// How long the start waits for the store; after that the last known nodes are in force until it answers.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Opens the store and hears it for the first time.
-async fn open_store(config: &Config) -> Result<(Option<String>, Option<AnyStore>, Option<Update>)> {
-    let Some(store) = &config.store else { return Ok((None, None, None)) };
-    let mut store = cluster::open(store).context("open the store")?;
-    let name = Some(store.describe());
-    let first = tokio::time::timeout(STORE_PATIENCE, store.next())
-        .await
-        .unwrap_or_else(|_| Update::Failed(format!("it did not answer within {} s", STORE_PATIENCE.as_secs())));
-    Ok((name, Some(store), Some(first)))
+/// What is known of the cluster at start.
+struct Known {
+    store: Option<AnyStore>,
+    first: Option<Update>,
+    earlier: Option<Cluster>,
+}
+
+impl Known {
+    /// Opens the store and hears it for the first time. Where somebody else gives the node its pod CIDRs, this takes
+    /// until they are known; meanwhile `health` says what is missing.
+    ///
+    /// # Errors
+    ///
+    /// The configuration makes no sense.
+    async fn gather(config: &Config, health: &Health) -> Result<Self> {
+        let earlier = last_known::load(&config.state_dir).unwrap_or_else(|error| {
+            warn!(error = format!("{error:#}"), "the last known nodes are lost");
+            None
+        });
+        let Some(mut store) = cluster::open(config).context("open the store")? else {
+            return Ok(Self { store: None, first: None, earlier });
+        };
+        let mut first = tokio::time::timeout(STORE_PATIENCE, store.next())
+            .await
+            .unwrap_or_else(|_| Update::Failed(format!("it did not answer within {} s", STORE_PATIENCE.as_secs())));
+        while store.allots_pod_cidrs() {
+            let known = match &first {
+                Update::Snapshot(cluster) => engine::own_pod_cidrs(config, Some(cluster), None),
+                Update::Failed(reason) => engine::own_pod_cidrs(config, earlier.as_ref(), Some(reason)),
+            };
+            let Err(missing) = known else { break };
+            warn!(store = store.describe(), reason = format!("{missing:#}"), "waiting for the node's pod CIDRs");
+            health.wait_for(format!("{missing:#}"));
+            first = store.next().await;
+        }
+        Ok(Self { store: Some(store), first: Some(first), earlier })
+    }
 }
 
 /// Passes the store's news on to the engine, until that ends.

@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    build_ebpf,
+    build_ebpf, packages,
     process::{Cmd, find_command},
-    setup::Consent,
+    setup::{self, Consent},
     tidy,
     toolchain::Toolchain,
     workspace,
@@ -27,6 +27,7 @@ impl From<Result<()>> for Outcome {
 
 /// Runs the verb.
 pub(crate) fn run(consent: Consent) -> Result<()> {
+    setup::ensure_packages(packages::BUILD, consent)?;
     let cargo = workspace::cargo;
     let deny_warnings = |command: Cmd| command.env("RUSTDOCFLAGS", "-D warnings");
     let checks: [(&str, Outcome); 6] = [

@@ -37,6 +37,11 @@ pub(crate) struct Package {
 pub(crate) const BUILD: &[Package] = &[
     Package { name: "gcc", provides: Provides::Command("cc"), reason: "links Rust programs; compiles SQLite" },
     Package { name: "libc6-dev", provides: Provides::File("/usr/include/stdio.h"), reason: "headers for SQLite" },
+    Package {
+        name: "protobuf-compiler",
+        provides: Provides::Command("protoc"),
+        reason: "compiles etcd's protocol, which etcd-client brings as .proto files",
+    },
 ];
 
 /// Packages that the privileged test suites and the lab need.

@@ -4,13 +4,14 @@ use std::{
     io,
     os::unix::fs::PermissionsExt as _,
     path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, State, rejection::JsonRejection},
+    extract::{DefaultBodyLimit, FromRef, State, rejection::JsonRejection},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -33,8 +34,61 @@ use crate::{
 pub struct Context {
     /// The engine.
     pub engine: Handle,
+    /// Health of the daemon.
+    pub health: Health,
     /// The daemon's logs.
     pub logging: Logging,
+}
+
+/// Health of a daemon, told from before it has an engine.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    state: Arc<Mutex<Progress>>,
+}
+
+/// How far the daemon has come.
+#[derive(Clone, Debug)]
+enum Progress {
+    /// It waits for something.
+    Waiting(String),
+    /// The engine serves.
+    Serving(Handle),
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::Waiting("the daemon is starting".into())
+    }
+}
+
+impl Health {
+    /// Notes what the start waits for.
+    pub fn wait_for(&self, reason: String) {
+        *self.lock() = Progress::Waiting(reason);
+    }
+
+    /// Notes that the engine serves.
+    pub fn serve(&self, engine: Handle) {
+        *self.lock() = Progress::Serving(engine);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the engine, or what the start waits for.
+    fn engine(&self) -> Result<Handle, String> {
+        match &*self.lock() {
+            Progress::Waiting(reason) => Err(reason.clone()),
+            Progress::Serving(engine) => Ok(engine.clone()),
+        }
+    }
+}
+
+impl FromRef<Context> for Health {
+    fn from_ref(context: &Context) -> Self {
+        context.health.clone()
+    }
 }
 
 /// Largest request body: a GC with tens of thousands of attachments fits.
@@ -90,11 +144,15 @@ pub fn router(context: Context) -> Router {
 }
 
 /// Returns the router of the optional TCP address: health only.
-pub fn health_router(context: Context) -> Router {
-    health_routes().with_state(context)
+pub fn health_router(health: Health) -> Router {
+    health_routes().with_state(health)
 }
 
-fn health_routes() -> Router<Context> {
+fn health_routes<S>() -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+    Health: FromRef<S>,
+{
     Router::new().route(path::HEALTHZ, get(healthz)).route(path::READYZ, get(readyz))
 }
 
@@ -150,15 +208,20 @@ async fn datapath(State(context): State<Context>, request: Body<DatapathRequest>
     context.engine.ask(|reply| Command::Datapath(request, reply)).await.map(done)
 }
 
-async fn healthz(State(context): State<Context>) -> Result<&'static str, ApiError> {
-    context.engine.ask(Command::Status).await.map(|_| "ok\n")
+/// Alive is a daemon whose engine answers, and one that waits for its pod CIDRs: to start it anew would not help.
+async fn healthz(State(health): State<Health>) -> Result<&'static str, ApiError> {
+    match health.engine() {
+        Ok(engine) => engine.ask(Command::Status).await.map(|_| "ok\n"),
+        Err(_) => Ok("ok\n"),
+    }
 }
 
-async fn readyz(State(context): State<Context>) -> Result<&'static str, ApiError> {
-    match context.engine.ask(Command::Status).await?.not_ready_reason {
-        None => Ok("ok\n"),
-        Some(reason) => Err(ApiError::new(ErrorKind::Unavailable, reason)),
-    }
+async fn readyz(State(health): State<Health>) -> Result<&'static str, ApiError> {
+    let not_ready = match health.engine() {
+        Ok(engine) => engine.ask(Command::Status).await?.not_ready_reason,
+        Err(waiting) => Some(waiting),
+    };
+    not_ready.map_or(Ok("ok\n"), |reason| Err(ApiError::new(ErrorKind::Unavailable, reason)))
 }
 
 /// Binds the unix socket, for root alone.

@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use self::static_store::StaticStore;
-use crate::config::StoreConfig;
+use crate::config::{Config, StoreConfig};
 
 pub mod file;
 pub mod last_known;
@@ -60,6 +60,14 @@ pub trait Store: Send {
 
     /// Waits for the next news; the first is the state at start. Safe to cancel: what was not returned is told again.
     fn next(&mut self) -> impl Future<Output = Update> + Send;
+
+    /// Returns whether somebody else may give this node its pod CIDRs after it started, so that waiting for them helps.
+    fn allots_pod_cidrs(&self) -> bool {
+        false
+    }
+
+    /// Notes that this node can be given pods, for stores that pass it on; they do so within [`Store::next`].
+    fn announce_ready(&mut self) {}
 }
 
 /// A store of any kind.
@@ -69,15 +77,17 @@ pub enum AnyStore {
     Static(StaticStore),
 }
 
-/// Opens the store that the configuration names. It need not be reachable: that is for [`Store::next`] to tell.
+/// Opens the store that the configuration names, if it names one. It need not be reachable: that is for [`Store::next`]
+/// to tell.
 ///
 /// # Errors
 ///
 /// The configuration makes no sense.
-pub fn open(config: &StoreConfig) -> Result<AnyStore> {
-    match config {
-        StoreConfig::Static { path } => StaticStore::new(path).map(AnyStore::Static).context("store.path"),
-    }
+pub fn open(config: &Config) -> Result<Option<AnyStore>> {
+    let Some(store) = &config.store else { return Ok(None) };
+    Ok(Some(match store {
+        StoreConfig::Static { path } => StaticStore::new(path).map(AnyStore::Static).context("store.path")?,
+    }))
 }
 
 impl Store for AnyStore {
@@ -90,6 +100,18 @@ impl Store for AnyStore {
     async fn next(&mut self) -> Update {
         match self {
             Self::Static(store) => store.next().await,
+        }
+    }
+
+    fn allots_pod_cidrs(&self) -> bool {
+        match self {
+            Self::Static(store) => store.allots_pod_cidrs(),
+        }
+    }
+
+    fn announce_ready(&mut self) {
+        match self {
+            Self::Static(store) => store.announce_ready(),
         }
     }
 }

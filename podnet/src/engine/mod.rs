@@ -22,7 +22,7 @@ use crate::{
         AddRequest, ApiError, Attachment, AttachmentKey, CheckRequest, DatapathMode, DatapathRequest, DeleteRequest,
         ErrorKind, GcReply, GcRequest, Mac, NodeInfo, Pod, Status,
     },
-    cluster::{Update, last_known},
+    cluster::{Cluster, Update},
     cni::deletions,
     config::{self, Config},
     database::{Database, PodRecord},
@@ -195,6 +195,8 @@ pub struct Start {
     pub store: Option<String>,
     /// The store's first news.
     pub first: Option<Update>,
+    /// The last snapshot of an earlier life.
+    pub earlier: Option<Cluster>,
 }
 
 /// Starts the engine: recovers the node's state, then serves commands on a thread of its own.
@@ -217,16 +219,10 @@ impl Engine {
     /// Opens everything and brings the node into its desired state: ordinary start and crash recovery alike.
     fn recover(mut config: Config, start: Start) -> Result<Self> {
         let database = Database::open(&config.state_dir)?;
-        let earlier = match last_known::load(&config.state_dir) {
-            Ok(earlier) => earlier,
-            Err(error) => {
-                warn!(error = format!("{error:#}"), "the last known nodes are lost");
-                None
-            }
-        };
+        let earlier = start.earlier;
         let is_news = matches!(&start.first, Some(Update::Snapshot(first)) if earlier.as_ref() != Some(first));
         let following = Following::new(start.store, start.first, earlier);
-        config.pod_cidrs = own_pod_cidrs(&config, &following)?;
+        config.pod_cidrs = own_pod_cidrs(&config, following.cluster.as_ref(), following.failure())?;
         let home = Netns::current()?;
         let netlink = Socket::open()?;
         let gateways: Vec<IpAddr> = config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect();
@@ -383,12 +379,12 @@ impl Engine {
 /// # Errors
 ///
 /// Neither knows any, or they contradict each other.
-fn own_pod_cidrs(config: &Config, following: &Following) -> Result<Vec<IpNetwork>> {
-    let own = following.cluster.as_ref().and_then(|cluster| cluster.node(&config.node));
+pub fn own_pod_cidrs(config: &Config, cluster: Option<&Cluster>, failure: Option<&str>) -> Result<Vec<IpNetwork>> {
+    let own = cluster.and_then(|cluster| cluster.node(&config.node));
     let stored = own.map(|node| node.pod_cidrs.clone());
     match (config.pod_cidrs.is_empty(), stored) {
         (true, Some(stored)) if !stored.is_empty() => Ok(stored),
-        (true, _) => match following.failure() {
+        (true, _) => match failure {
             Some(failure) => bail!(
                 "the configuration has no pod-cidrs, and the store, which should know those of node {}, failed: {failure}",
                 config.node
