@@ -19,6 +19,7 @@ use podnet_common::flow::{Flow, FlowKey};
 use crate::{
     ip::{Address, Ip, icmpv6, protocol},
     packet::{self, Octets as _},
+    quote::{self, Quote},
     trace,
 };
 
@@ -47,10 +48,12 @@ pub(crate) enum Path {
 /// Decides the path of a packet that a pod sends to a pod, one of which is touched. Not for fragments.
 #[inline(always)]
 pub(crate) fn path(ctx: &TcContext, ip: &Ip) -> Path {
-    let Some(Direction { key, seen }) = direction(ctx, ip) else { return Path::Kernel };
+    let Some(Direction { key, seen }) = direction(ctx, ip) else {
+        return quote::of_error(ctx, ip).map_or(Path::Kernel, |quote| path_of_quoted(&quote));
+    };
     let entry = lookup(&key);
     let state = entry.map_or(0, |entry| entry.flow.state);
-    if state & (Flow::OWNED_BY_EBPF | Flow::OWNED_BY_KERNEL) == Flow::OWNED_BY_EBPF {
+    if is_ebpfs(state) {
         return Path::Ebpf;
     }
     let now = tick();
@@ -68,6 +71,29 @@ pub(crate) fn path(ctx: &TcContext, ip: &Ip) -> Path {
         }
     };
     Path::Kernel
+}
+
+/// Decides the path of an ICMP error by the packet that it quotes: that of the packet's flow, which stays as it is.
+#[inline(always)]
+pub(crate) fn path_of_quoted(quote: &Quote) -> Path {
+    let Quote { source, destination, transport: [from_port, to_port], identifier, protocol } = *quote;
+    let (from_port, to_port) = if protocol::has_ports(protocol) {
+        (from_port, to_port)
+    } else if protocol == protocol::ICMP || protocol == protocol::ICMPV6 {
+        // No error is sent about an error (RFC 1122, section 3.2.2; RFC 4443, section 2.4): it is an echo.
+        (identifier, identifier)
+    } else {
+        (0, 0)
+    };
+    let Direction { key, .. } = Direction::new(source, from_port, destination, to_port, protocol);
+    let state = lookup(&key).map_or(0, |entry| entry.flow.state);
+    if is_ebpfs(state) { Path::Ebpf } else { Path::Kernel }
+}
+
+/// Whether the eBPF path has a flow to itself.
+#[inline(always)]
+const fn is_ebpfs(state: u32) -> bool {
+    state & (Flow::OWNED_BY_EBPF | Flow::OWNED_BY_KERNEL) == Flow::OWNED_BY_EBPF
 }
 
 /// Claims the flow that a SYN opens. If another CPU made or evicted the entry meanwhile, the kernel path takes the

@@ -49,12 +49,13 @@ fn ignore(outer: &Address) -> Result<Decision, DropReason> {
 #[inline(always)]
 fn forward(ctx: &TcContext, outer: &Address, packet: &Ip) -> Result<Decision, DropReason> {
     let sender = judge(outer, &packet.source, packet.family)?;
-    if sender == Sender::Node || !packet::is_for_this_host(ctx) || packet.destination.is_v6_mapped(packet.family) {
+    if !packet::is_for_this_host(ctx) || packet.destination.is_v6_mapped(packet.family) {
         return Ok(Decision::IGNORE);
     }
-    Ok(match endpoint::lookup(&packet.destination) {
-        Some(endpoint) => inbound::accept(ctx, endpoint, packet),
-        None => Decision::IGNORE,
+    Ok(match (endpoint::lookup(&packet.destination), sender) {
+        (Some(endpoint), Sender::Pod) => inbound::accept(ctx, endpoint, packet),
+        (Some(endpoint), Sender::Node) => inbound::accept_error(ctx, endpoint, packet),
+        (None, _) => Decision::IGNORE,
     })
 }
 

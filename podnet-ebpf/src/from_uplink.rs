@@ -61,6 +61,6 @@ fn for_pod(ctx: &TcContext, endpoint: Target, packet: &Ip) -> Result<Decision, D
         Some(_) => Ok(inbound::accept(ctx, endpoint, packet)),
         None if endpoint::lookup(&packet.source).is_some() => Err(DropReason::SpoofedNode),
         // The outside, or a node itself: netfilter may have a say.
-        None => Ok(Decision::IGNORE),
+        None => Ok(inbound::accept_error(ctx, endpoint, packet)),
     }
 }

@@ -14,6 +14,8 @@ use crate::{
 
 /// More-fragments flag and fragment offset of an IPv4 header (RFC 791), in host byte order.
 pub(crate) const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
+/// The fragment offset in the same field; zero in the first fragment.
+pub(crate) const IPV4_OFFSET_MASK: u16 = 0x1fff;
 /// Length of the fixed IPv6 header.
 const IPV6_LEN: u32 = 40;
 

@@ -11,7 +11,9 @@ use crate::{
     flow::{self, Path},
     guard, hop,
     ip::{Address, Family, Ip, Transport, protocol},
+    node,
     packet::{ETHERNET_LEN, Headers},
+    quote,
     verdict::Decision,
 };
 
@@ -75,6 +77,30 @@ pub(crate) fn accept(ctx: &TcContext, endpoint: Target, packet: &Ip) -> Decision
     }
     if let Some(verdict) = hop::refusal(ctx, packet.family, packet.transport, endpoint.mtu(), endpoint.ifindex()) {
         return Decision::pass(verdict);
+    }
+    deliver::route(ctx, endpoint, packet.family)
+}
+
+/// Delivers an ICMP error of a router or node about a packet that the pod sent to a pod of another node: a middle that
+/// carries less, a TTL that ended on the way. Everything else that no pod sent is the kernel's.
+#[inline(always)]
+pub(crate) fn accept_error(ctx: &TcContext, endpoint: Target, packet: &Ip) -> Decision {
+    let number = packet.transport.protocol();
+    let is_icmp = number == protocol::ICMP || number == protocol::ICMPV6;
+    if !is_icmp || packet.transport.is_fragment() || packet.transport.is_unsupported() {
+        return Decision::IGNORE;
+    }
+    let Some(quote) = quote::of_error(ctx, packet) else { return Decision::IGNORE };
+    if quote.destination.is_v6_mapped(packet.family)
+        || node::lookup(&quote.destination, packet.family).is_none_or(|node| node.is_local())
+    {
+        return Decision::IGNORE;
+    }
+    if endpoint.is_touched() && flow::path_of_quoted(&quote) == Path::Kernel {
+        return Decision::IGNORE;
+    }
+    if hop::refusal(ctx, packet.family, packet.transport, endpoint.mtu(), endpoint.ifindex()).is_some() {
+        return Decision::IGNORE;
     }
     deliver::route(ctx, endpoint, packet.family)
 }

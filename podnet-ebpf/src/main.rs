@@ -23,6 +23,7 @@ mod arp;
 mod neighbor;
 mod forward;
 mod flow;
+mod quote;
 mod deliver;
 mod remote;
 mod tunnel;

@@ -112,15 +112,7 @@ fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::ClusterNode;
-
-    fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> ClusterNode {
-        ClusterNode {
-            name: name.into(),
-            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
-            pod_cidrs: pod_cidrs.iter().map(|text| text.parse().unwrap()).collect(),
-        }
-    }
+    use crate::cluster::tests::node;
 
     fn cluster() -> Cluster {
         Cluster::new(vec![

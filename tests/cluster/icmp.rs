@@ -13,7 +13,7 @@ use harness::{
     probe::{self, Answer, Kind, Probe, Report},
     tcp, udp,
 };
-use podnet::{config::RoutingMode, netns::Netns};
+use podnet::{api::DatapathRequest, config::RoutingMode, netns::Netns};
 use podnet_common::verdict::Verdict;
 
 use crate::paths::Paths;
@@ -51,6 +51,10 @@ tests! {
     narrow_middle_direct_by_the_kernel: find_mtu_of_the_middle(Direct, Kernel);
     narrow_middle_overlay_by_ebpf: pass_the_middle_wrapped_up(Overlay, Ebpf);
     narrow_middle_overlay_by_the_kernel: pass_the_middle_wrapped_up(Overlay, Kernel);
+    traces_direct_beside_kube_proxy: trace_beside_kube_proxy(Direct, Ebpf);
+    traces_overlay_beside_kube_proxy: trace_beside_kube_proxy(Overlay, Ebpf);
+    traces_router_beside_kube_proxy: trace_beside_kube_proxy(Router, Ebpf);
+    narrow_middle_beside_kube_proxy: find_mtu_beside_kube_proxy(Direct, Ebpf);
     fragments_direct_by_ebpf: exchange_fragments(Direct, Ebpf);
     fragments_overlay_by_ebpf: exchange_fragments(Overlay, Ebpf);
     fragments_auto_mixed: exchange_fragments(Auto, Mixed);
@@ -111,6 +115,34 @@ impl Hosts {
         }
     }
 
+    /// Makes the nodes drop what conntrack calls invalid, as kube-proxy does on each node.
+    fn drop_invalid(&self) {
+        for node in self.cluster.nodes() {
+            for family in Family::ALL {
+                command::iptables(node.netns(), family, "-A FORWARD -m conntrack --ctstate INVALID -j DROP");
+            }
+        }
+    }
+
+    /// Returns how many packets those rules have dropped.
+    fn dropped_as_invalid(&self) -> u64 {
+        let of = |node: &TestNode, family| {
+            let rules = command::iptables(node.netns(), family, "-L FORWARD -v -n -x");
+            let rule = rules.lines().find(|line| line.contains("INVALID")).expect("the rule is there");
+            rule.split_whitespace().next().and_then(|count| count.parse::<u64>().ok()).expect("it counts packets")
+        };
+        self.cluster.nodes().iter().flat_map(|node| Family::ALL.map(|family| of(node, family))).sum()
+    }
+
+    /// Makes every flow one that is looked up: after a gap, the kernel may have translated it.
+    fn touch(&self) {
+        for node in self.cluster.nodes() {
+            for request in [DatapathRequest::Detach, DatapathRequest::Attach] {
+                node.set_datapath(request);
+            }
+        }
+    }
+
     /// Checks that no program dropped anything.
     fn check_drops(&self) {
         for (node, counters) in self.cluster.nodes().iter().zip(self.counters()) {
@@ -126,7 +158,19 @@ fn router_address(family: Family) -> IpAddr {
 
 /// Traceroute shows the nodes, and the router if there is one between them.
 fn trace(mode: RoutingMode, paths: Paths) {
+    trace_in(&Hosts::new(paths.cluster(mode)), mode, paths);
+}
+
+/// So it does where the nodes drop what conntrack has not seen.
+fn trace_beside_kube_proxy(mode: RoutingMode, paths: Paths) {
     let hosts = Hosts::new(paths.cluster(mode));
+    hosts.drop_invalid();
+    trace_in(&hosts, mode, paths);
+    hosts.touch();
+    trace_in(&hosts, mode, paths);
+}
+
+fn trace_in(hosts: &Hosts, mode: RoutingMode, paths: Paths) {
     let before = hosts.counters();
     for family in Family::ALL {
         for kind in Kind::ALL {
@@ -226,7 +270,33 @@ fn narrow_cluster(mode: RoutingMode, paths: Paths) -> Hosts {
 
 /// Errors of a router in the middle reach the pod that sent the packet.
 fn find_mtu_of_the_middle(mode: RoutingMode, paths: Paths) {
+    find_mtu_of_the_middle_in(&narrow_cluster(mode, paths));
+}
+
+/// So they do where the nodes drop what conntrack has not seen, and for flows that are looked up.
+fn find_mtu_beside_kube_proxy(mode: RoutingMode, paths: Paths) {
     let hosts = narrow_cluster(mode, paths);
+    hosts.drop_invalid();
+    find_mtu_of_the_middle_in(&hosts);
+    hosts.touch();
+    for family in Family::ALL {
+        for kind in Kind::ALL {
+            let (target, probe) = (hosts.pods[2].address(family), hosts.probe((0, 2), family, kind));
+            // By the kernel, which thereby proves the flow, and then by eBPF.
+            for _ in 0..3 {
+                assert_arrives(&probe, MIDDLE, target);
+            }
+            let invalid = hosts.dropped_as_invalid();
+            let expected = Report { from: router_address(family), answer: Answer::TooBig(MIDDLE) };
+            assert_eq!(probe.sized(1500), Some(expected), "{family:?} {kind:?}");
+            assert_arrives(&probe, MIDDLE, target);
+            assert_eq!(hosts.dropped_as_invalid(), invalid, "{family:?} {kind:?}");
+        }
+    }
+    find_mtu_of_the_middle_in(&hosts);
+}
+
+fn find_mtu_of_the_middle_in(hosts: &Hosts) {
     hosts.check_streams();
     for family in Family::ALL {
         for pair in [(0, 2), (1, 2)] {

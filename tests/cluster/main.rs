@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests panic")]
 
 mod paths;
+mod pair;
 mod network;
 mod matrix;
 mod service;

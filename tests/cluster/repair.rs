@@ -2,18 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use aya::programs::TcAttachType;
-use harness::{
-    Family, TestCluster, TestNode, TestPod,
-    command::run,
-    interfaces, maps,
-    peer::{self, PeerServer},
-    wait_for,
-};
+use harness::{Family, TestCluster, TestNode, command::run, interfaces, maps, wait_for};
 use podnet::{
     cluster::ClusterNode,
     config::{RoutingMode, UplinkAttach},
@@ -23,8 +17,6 @@ use podnet_common::{
     address::Address,
     node::{Node as NodeEntry, NodeAddress},
 };
-
-const PORT: u16 = 8080;
 
 /// Longer than a repair takes that a notification of the kernel causes; shorter than the 30 s between two resyncs.
 const SOON: Duration = Duration::from_secs(10);
@@ -48,52 +40,17 @@ fn route(node: &TestNode, family: Family, destination: &str) -> Option<String> {
     interfaces::route_of(node.netns(), family, destination)
 }
 
-/// Two nodes with a pod each.
-struct Pair {
-    cluster: TestCluster,
-    pods: Vec<TestPod>,
-    _servers: Vec<PeerServer>,
+fn pair(mode: RoutingMode) -> Pair {
+    Pair::with(|options| options.mode = mode)
 }
 
 impl Pair {
-    fn new(mode: RoutingMode) -> Self {
-        let cluster = TestCluster::with(|options| {
-            options.mode = mode;
-            options.nodes = 2;
-        });
-        cluster.wait_for_routes();
-        let pods: Vec<_> = cluster.add_pods(1).into_iter().flatten().collect();
-        let servers = pods
-            .iter()
-            .flat_map(|pod| Family::ALL.map(|family| PeerServer::start(pod.netns(), pod.socket_address(family, PORT))))
-            .collect();
-        let pair = Self { cluster, pods, _servers: servers };
-        pair.check_pods();
-        pair
-    }
-
     fn node(&self) -> &TestNode {
         &self.cluster.nodes()[0]
     }
 
     fn other(&self) -> &TestNode {
         &self.cluster.nodes()[1]
-    }
-
-    /// Waits until both pods reach each other in both families, and returns how long that took.
-    fn check_pods(&self) -> Duration {
-        let start = Instant::now();
-        for family in Family::ALL {
-            for (client, server) in [(0, 1), (1, 0)] {
-                let (client, server) = (&self.pods[client], &self.pods[server]);
-                let target = SocketAddr::new(server.address(family), PORT);
-                wait_for(&format!("{} to reach {target}", client.name()), || {
-                    let seen = peer::ask_within(client.netns(), target, Duration::from_millis(100));
-                    seen.filter(|seen| seen.ip() == client.address(family))
-                });
-            }
-        }
-        start.elapsed()
     }
 
     /// Breaks something of the first node; waits until it is whole again, the repair is counted and pods reach each
@@ -147,7 +104,7 @@ fn delete_routes(pair: &Pair) {
 
 #[test]
 fn direct_routes_are_restored_at_once() {
-    let pair = Pair::new(RoutingMode::Direct);
+    let pair = pair(RoutingMode::Direct);
     delete_routes(&pair);
     let cidrs = Family::ALL.map(|family| pair.cidr(family).to_string());
     pair.breaks(
@@ -163,7 +120,7 @@ fn direct_routes_are_restored_at_once() {
 
 #[test]
 fn the_overlay_is_restored_at_once() {
-    let pair = Pair::new(RoutingMode::Overlay);
+    let pair = pair(RoutingMode::Overlay);
     delete_routes(&pair);
     let device = "podnet-vxlan";
     let cidrs = Family::ALL.map(|family| pair.cidr(family).to_string());
@@ -191,7 +148,7 @@ fn is_guarded(node: &TestNode, device: &str) -> bool {
 
 #[test]
 fn clsact_filters_are_restored_at_once() {
-    let pair = Pair::new(RoutingMode::Direct);
+    let pair = pair(RoutingMode::Direct);
     pair.node().restart_with(|config| config.uplink_attach = UplinkAttach::Clsact);
     let has_filters = |node: &TestNode| {
         let show = |direction| run(node.netns(), "tc", &["filter", "show", "dev", UPLINK, direction]);
@@ -206,7 +163,7 @@ fn clsact_filters_are_restored_at_once() {
 
 #[test]
 fn links_of_programs_are_restored_by_the_resync() {
-    let pair = Pair::new(RoutingMode::Overlay);
+    let pair = pair(RoutingMode::Overlay);
     pair.resync_often();
     let links = maps::pins(pair.node().node()).join("links");
     let pins: Vec<_> = [(UPLINK, "from_uplink"), (UPLINK, "to_uplink"), ("podnet-vxlan", "from_overlay")]
@@ -228,7 +185,7 @@ fn links_of_programs_are_restored_by_the_resync() {
 
 #[test]
 fn entries_of_the_maps_are_restored_by_the_resync() {
-    let pair = Pair::new(RoutingMode::Direct);
+    let pair = pair(RoutingMode::Direct);
     pair.resync_often();
     let state = |node: &TestNode| {
         let nodes: BTreeMap<_, _> =
@@ -271,7 +228,7 @@ fn entries_of_the_maps_are_restored_by_the_resync() {
 
 #[test]
 fn neighbours_and_nftables_are_restored_by_the_resync() {
-    let pair = Pair::new(RoutingMode::Overlay);
+    let pair = pair(RoutingMode::Overlay);
     pair.resync_often();
     let show = |node: &TestNode| ip(node, "neighbour show dev podnet-vxlan nud permanent");
     let before = show(pair.node());
@@ -308,7 +265,7 @@ fn is_podnets(route: Option<String>) -> bool {
 #[test]
 fn a_foreign_route_stays_until_its_owner_removes_it() {
     for mode in [RoutingMode::Direct, RoutingMode::Overlay] {
-        let pair = Pair::new(mode);
+        let pair = pair(mode);
         let node = pair.node();
         for (family, option) in [(Family::V4, "-4"), (Family::V6, "-6")] {
             let stranger = stranger();
@@ -344,7 +301,7 @@ fn a_foreign_route_stays_until_its_owner_removes_it() {
 #[test]
 fn routes_of_others_are_never_touched() {
     for mode in [RoutingMode::Direct, RoutingMode::Overlay, RoutingMode::Auto] {
-        let Pair { cluster, pods, .. } = Pair::new(mode);
+        let Pair { cluster, pods, .. } = pair(mode);
         drop(pods);
         let node = &cluster.nodes()[0];
         node.stop_daemon();

@@ -72,6 +72,14 @@ fn check_pods(one: &TestPod, two: &TestPod) {
     }
 }
 
+/// Writes the file of nodes, or removes it.
+fn set_content(cluster: &TestCluster, content: Option<&str>) {
+    match content {
+        Some(content) => std::fs::write(path(cluster), content).unwrap(),
+        None => std::fs::remove_file(path(cluster)).unwrap(),
+    }
+}
+
 fn pods(cluster: &TestCluster) -> Vec<TestPod> {
     cluster.add_pods(1).into_iter().flatten().collect()
 }
@@ -96,10 +104,7 @@ fn a_broken_file_changes_nothing_and_is_reported() {
             (Some(""), vec!["EOF"]),
             (None, vec!["No such file"]),
         ] {
-            match content {
-                Some(content) => std::fs::write(path(&cluster), content).unwrap(),
-                None => std::fs::remove_file(path(&cluster)).unwrap(),
-            }
+            set_content(&cluster, content);
             let failure = wait_for(&format!("the status to say {words:?}"), || {
                 node.status().cluster.failure.filter(|failure| words.iter().all(|word| failure.contains(word)))
             });
@@ -135,13 +140,9 @@ fn a_daemon_that_starts_without_the_file_keeps_the_last_known_nodes() {
         let traffic = Steady::start(&[(&pods[0], &pods[1])]);
         let nodes = cluster.nodes_file().read().unwrap();
         let before = routes(node);
-        for broken in [true, false] {
+        for content in [Some(BROKEN), None] {
             node.stop_daemon();
-            if broken {
-                std::fs::write(path(&cluster), BROKEN).unwrap();
-            } else {
-                std::fs::remove_file(path(&cluster)).unwrap();
-            }
+            set_content(&cluster, content);
             node.start_daemon();
             let status = node.status();
             assert_eq!((status.cluster.nodes, status.repairs), (2, 0), "{status:?}");

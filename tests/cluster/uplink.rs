@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use harness::{
-    Family, TestCluster, TestNode, TestPod,
+    Family, TestNode,
     command::{run, set_sysctl},
     interfaces, maps,
     peer::{self, PeerServer},
@@ -11,6 +11,8 @@ use harness::{
     wait_for,
 };
 use podnet::{api::DatapathMode, config::RoutingMode, lab::network::UPLINK, netns::Netns};
+
+use crate::pair::Pair;
 
 const PORT: u16 = 8080;
 const TCP_PORT: u16 = 8081;
@@ -22,57 +24,32 @@ fn ip(netns: &Netns, arguments: &str) {
     run(netns, "ip", &arguments.split_ascii_whitespace().collect::<Vec<_>>());
 }
 
-struct Pair {
-    cluster: TestCluster,
-    pods: Vec<TestPod>,
-    _servers: Vec<PeerServer>,
-    _tcp_servers: Vec<EchoServer>,
+/// Two nodes, whose pods also echo.
+struct Uplinks {
+    pair: Pair,
+    _servers: Vec<EchoServer>,
 }
 
-impl Pair {
+impl Uplinks {
     fn new(mode: RoutingMode, datapath: DatapathMode) -> Self {
-        let cluster = TestCluster::with(|options| {
+        let pair = Pair::with(|options| {
             options.mode = mode;
             options.datapath = datapath;
-            options.nodes = 2;
         });
-        cluster.wait_for_routes();
-        let pods: Vec<_> = cluster.add_pods(1).into_iter().flatten().collect();
-        let servers = pods
-            .iter()
-            .flat_map(|pod| Family::ALL.map(|family| PeerServer::start(pod.netns(), pod.socket_address(family, PORT))))
-            .collect();
-        let tcp_servers = pods.iter().map(|pod| EchoServer::start(pod.netns(), TCP_PORT)).collect();
-        let pair = Self { cluster, pods, _servers: servers, _tcp_servers: tcp_servers };
-        pair.resume();
-        pair
+        let servers = pair.pods.iter().map(|pod| EchoServer::start(pod.netns(), TCP_PORT)).collect();
+        Self { pair, _servers: servers }
     }
 
+    /// The node whose uplink changes.
     fn node(&self) -> &TestNode {
-        &self.cluster.nodes()[1]
-    }
-
-    /// Waits until the pods reach each other in both directions and families; returns how long that took.
-    fn resume(&self) -> Duration {
-        let start = Instant::now();
-        for family in Family::ALL {
-            for (client, server) in [(0, 1), (1, 0)] {
-                let (client, server) = (&self.pods[client], &self.pods[server]);
-                let target = server.socket_address(family, PORT);
-                wait_for(&format!("{} to reach {target}", client.name()), || {
-                    let seen = peer::ask_within(client.netns(), target, Duration::from_millis(50));
-                    seen.filter(|seen| seen.ip() == client.address(family))
-                });
-            }
-        }
-        start.elapsed()
+        &self.pair.cluster.nodes()[1]
     }
 
     fn connections(&self) -> Vec<LiveConnection> {
         Family::ALL
             .map(|family| {
-                let target = self.pods[1].socket_address(family, TCP_PORT);
-                LiveConnection::start_paced(self.pods[0].netns(), target, Duration::from_millis(2))
+                let target = self.pair.pods[1].socket_address(family, TCP_PORT);
+                LiveConnection::start_paced(self.pair.pods[0].netns(), target, Duration::from_millis(2))
             })
             .into()
     }
@@ -81,10 +58,10 @@ impl Pair {
     fn under_connections(&self, what: &str, change: impl FnOnce()) {
         let connections = self.connections();
         change();
-        let elapsed = self.resume();
+        let elapsed = self.pair.check_pods();
         println!("{what}: pods reach each other after {elapsed:.0?}");
         assert!(elapsed < RESUMED, "{what}: {elapsed:?}");
-        self.cluster.wait_for_routes();
+        self.pair.cluster.wait_for_routes();
         for connection in connections {
             connection.wait_for_rounds(3);
             connection.finish();
@@ -98,7 +75,7 @@ impl Pair {
         let uplink = interfaces::links(node.netns()).into_iter().find(|link| link.ifname == UPLINK).unwrap();
         let overlay = interfaces::links(node.netns()).into_iter().find(|link| link.ifname == "podnet-vxlan");
         let expected = overlay.map_or(uplink.ifindex, |link| link.ifindex);
-        for cidr in &self.cluster.nodes()[0].node().pod_cidrs {
+        for cidr in &self.pair.cluster.nodes()[0].node().pod_cidrs {
             wait_for(&format!("the entry of {cidr} to lead to link {expected}"), || {
                 maps::node_of(node.node(), *cidr).filter(|entry| entry.ifindex == expected)
             });
@@ -106,44 +83,50 @@ impl Pair {
     }
 }
 
-fn default_routes(pair: &Pair) {
+fn default_routes(uplinks: &Uplinks) {
     for via in
         ["-4 route replace default via 192.168.1.1 dev eth0", "-6 route replace default via fd00:192:168:1::1 dev eth0"]
     {
-        ip(pair.node().netns(), via);
+        ip(uplinks.node().netns(), via);
     }
 }
 
-fn addresses(pair: &Pair) {
+fn addresses(uplinks: &Uplinks) {
     for address in ["192.168.1.12/24", "fd00:192:168:1::12/64"] {
-        ip(pair.node().netns(), &format!("address replace {address} dev eth0 nodad"));
+        ip(uplinks.node().netns(), &format!("address replace {address} dev eth0 nodad"));
     }
 }
 
 fn down_and_up(mode: RoutingMode, datapath: DatapathMode) {
-    let pair = Pair::new(mode, datapath);
-    let netns = pair.node().netns();
+    let uplinks = Uplinks::new(mode, datapath);
+    let netns = uplinks.node().netns();
     for round in ["keeps its addresses", "loses its IPv6 addresses"] {
         let keeps = round.starts_with("keeps");
         // As the kernel does it: IPv6 addresses go with the link unless it is told otherwise.
         set_sysctl(netns, &format!("net.ipv6.conf.{UPLINK}.keep_addr_on_down"), if keeps { "1" } else { "0" });
         if keeps {
             // The setting concerns addresses that are added under it.
-            addresses(&pair);
+            addresses(&uplinks);
         }
-        pair.under_connections(&format!("{mode}, {datapath}: uplink down and up, which {round}"), || {
+        uplinks.under_connections(&format!("{mode}, {datapath}: uplink down and up, which {round}"), || {
             ip(netns, "link set eth0 down");
             wait_for("the daemon to notice", || {
-                pair.node().status().warnings.iter().any(|warning| warning.contains("cannot be reached")).then_some(())
+                uplinks
+                    .node()
+                    .status()
+                    .warnings
+                    .iter()
+                    .any(|warning| warning.contains("cannot be reached"))
+                    .then_some(())
             });
             ip(netns, "link set eth0 up");
             if !keeps {
-                addresses(&pair);
+                addresses(&uplinks);
             }
-            default_routes(&pair);
+            default_routes(&uplinks);
         });
         if datapath == DatapathMode::Ebpf {
-            pair.check_maps();
+            uplinks.check_maps();
         }
     }
 }
@@ -171,15 +154,15 @@ fn overlay_by_the_kernel_survives_an_uplink_down_and_up() {
 #[test]
 fn an_uplink_that_is_made_anew_is_taken() {
     for mode in [RoutingMode::Direct, RoutingMode::Overlay] {
-        let pair = Pair::new(mode, DatapathMode::Ebpf);
-        let (node, switch) = (pair.node(), pair.cluster.switch());
+        let uplinks = Uplinks::new(mode, DatapathMode::Ebpf);
+        let (node, switch) = (uplinks.node(), uplinks.pair.cluster.switch());
         let index =
             || interfaces::links(node.netns()).into_iter().find(|link| link.ifname == UPLINK).map(|link| link.ifindex);
         let before = index();
-        let neighbors = interfaces::neighbors(pair.cluster.nodes()[0].netns());
+        let neighbors = interfaces::neighbors(uplinks.pair.cluster.nodes()[0].netns());
         let known = neighbors.into_iter().find(|(address, _)| *address == node.address(Family::V4));
         let (_, mac) = known.expect("the nodes have talked to each other");
-        pair.under_connections(&format!("{mode}: uplink deleted and made anew"), || {
+        uplinks.under_connections(&format!("{mode}: uplink deleted and made anew"), || {
             ip(node.netns(), "link del eth0");
             wait_for("the daemon to notice", || node.status().cluster.uplinks.is_empty().then_some(()));
             let netns = node.netns().path().file_name().unwrap().to_str().unwrap();
@@ -190,14 +173,14 @@ fn an_uplink_that_is_made_anew_is_taken() {
             // A link-local address that is still being probed cannot ask for neighbours.
             set_sysctl(node.netns(), &format!("net.ipv6.conf.{UPLINK}.accept_dad"), "0");
             ip(node.netns(), "link set eth0 up");
-            addresses(&pair);
-            default_routes(&pair);
+            addresses(&uplinks);
+            default_routes(&uplinks);
         });
         assert_ne!(index(), before, "the new uplink has another index");
-        pair.check_maps();
+        uplinks.check_maps();
         // Its programs are attached, too.
         let moved = node.counters();
-        pair.resume();
+        uplinks.pair.check_pods();
         let moved = node.counters().since(&moved);
         assert!(moved.verdict(podnet_common::verdict::Verdict::RedirectedToPod) > 0, "{moved:?}");
         assert_eq!(moved.all_dropped(), 0, "{moved:?}");
@@ -207,16 +190,16 @@ fn an_uplink_that_is_made_anew_is_taken() {
 #[test]
 fn a_node_gets_other_addresses_under_its_connections() {
     for mode in [RoutingMode::Direct, RoutingMode::Overlay] {
-        let pair = Pair::new(mode, DatapathMode::Ebpf);
+        let uplinks = Uplinks::new(mode, DatapathMode::Ebpf);
         for host in [61, 62] {
-            pair.under_connections(&format!("{mode}: other addresses"), || pair.cluster.readdress(1, host));
+            uplinks.under_connections(&format!("{mode}: other addresses"), || uplinks.pair.cluster.readdress(1, host));
         }
         // What leaves the cluster is masqueraded behind the new ones.
         for family in Family::ALL {
-            let outside = std::net::SocketAddr::new(pair.cluster.outside_address(family), PORT);
-            let _server = PeerServer::start(pair.cluster.outside(), outside);
-            let seen = peer::ask(pair.pods[1].netns(), outside, 1).unwrap();
-            assert_eq!(seen.ip(), pair.node().address(family));
+            let outside = std::net::SocketAddr::new(uplinks.pair.cluster.outside_address(family), PORT);
+            let _server = PeerServer::start(uplinks.pair.cluster.outside(), outside);
+            let seen = peer::ask(uplinks.pair.pods[1].netns(), outside, 1).unwrap();
+            assert_eq!(seen.ip(), uplinks.node().address(family));
         }
     }
 }

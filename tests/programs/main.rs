@@ -16,6 +16,7 @@ mod flows;
 mod remote;
 mod uplink;
 mod node_flows;
+mod errors;
 mod events;
 mod pins;
 mod live;

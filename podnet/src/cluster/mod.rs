@@ -205,12 +205,13 @@ fn ensure_disjoint(nodes: &[ClusterNode]) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> ClusterNode {
+    /// Makes a node out of texts.
+    pub(crate) fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> ClusterNode {
         ClusterNode {
             name: name.into(),
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
