@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::programs::TcAttachType;
-use harness::{Family, TestCluster, TestNode, command::run, interfaces, maps, wait_for};
+use harness::{Family, TestNode, command::run, interfaces, maps, wait_for};
 use podnet::{
     cluster::ClusterNode,
     config::{RoutingMode, UplinkAttach},
@@ -17,6 +17,8 @@ use podnet_common::{
     address::Address,
     node::{Node as NodeEntry, NodeAddress},
 };
+
+use crate::pair::Pair;
 
 /// Longer than a repair takes that a notification of the kernel causes; shorter than the 30 s between two resyncs.
 const SOON: Duration = Duration::from_secs(10);

@@ -1,6 +1,6 @@
 //! The way out of a node goes and comes: the uplink is set down, deleted, made anew, given other addresses.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use harness::{
     Family, TestNode,

@@ -65,7 +65,8 @@ pub fn ask(client: &Netns, target: SocketAddr, count: usize) -> Result<SocketAdd
     for number in 0..count {
         socket.send(b"who am I?").map_err(|error| format!("send question {number} to {target}: {error}"))?;
         let mut buffer = [0; 128];
-        let length = socket.recv(&mut buffer).map_err(|error| format!("answer {number} of {target}: {error}"))?;
+        let (length, _) =
+            udp::receive(&socket, &mut buffer).map_err(|error| format!("answer {number} of {target}: {error}"))?;
         let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
         let peer: SocketAddr = answer.parse().map_err(|_| format!("answer {number} of {target}: {answer:?}"))?;
         if *seen.get_or_insert(peer) != peer {
@@ -82,6 +83,6 @@ pub fn ask_within(client: &Netns, target: SocketAddr, timeout: Duration) -> Opti
     // No route, or an ICMP error: no answer either.
     socket.send(b"who am I?").ok()?;
     let mut buffer = [0; 128];
-    let length = socket.recv(&mut buffer).ok()?;
+    let (length, _) = udp::receive(&socket, &mut buffer).ok()?;
     String::from_utf8_lossy(&buffer[..length]).parse().ok()
 }

@@ -95,6 +95,17 @@ impl Drop for EchoServer {
     }
 }
 
+/// Receives a datagram. What stops and continues the process, such as a cgroup that is frozen, ends a wait with a time
+/// limit (signal(7)), and is no answer.
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Sends one datagram of this size to a server and checks its answer.
 pub fn exchange(client: &Netns, target: SocketAddr, length: usize) {
     exchange_on(&connect(client, target), length);
@@ -106,8 +117,8 @@ pub fn exchange_on(socket: &UdpSocket, length: usize) {
     let pattern = Pattern::new(length as u64);
     socket.send(pattern.at(0, length)).unwrap_or_else(|error| panic!("send {length} bytes to {target}: {error}"));
     let mut buffer = vec![0; 65_536];
-    match socket.recv(&mut buffer) {
-        Ok(received) => {
+    match receive(socket, &mut buffer) {
+        Ok((received, _)) => {
             assert_eq!(received, length, "length of the answer of {target}");
             pattern.check(0, &buffer[..received]);
         }
@@ -203,7 +214,7 @@ fn flood(socket: &UdpSocket, pause: Duration, stop: &AtomicBool, count: &AtomicU
             }
             continue;
         }
-        match socket.recv(&mut buffer) {
+        match receive(socket, &mut buffer) {
             Ok(_) => {
                 tally.answered += 1;
                 count.fetch_add(1, Ordering::Relaxed);

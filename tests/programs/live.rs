@@ -107,7 +107,7 @@ fn a_redirected_packet_reaches_the_pod_and_others_go_on_to_the_next_filter() {
         let sender = live.a.run(|| Ok(UdpSocket::bind(SocketAddr::new(from, 4444))?)).unwrap();
         sender.send_to(b"hello", (to, 5353)).unwrap();
         let mut buffer = [0; 16];
-        let (len, peer) = receiver.recv_from(&mut buffer).expect("the datagram arrives in pod B");
+        let (len, peer) = harness::udp::receive(&receiver, &mut buffer).expect("the datagram arrives in pod B");
         assert_eq!((&buffer[..len], peer), (&b"hello"[..], SocketAddr::new(from, 4444)));
     }
     assert_eq!(live.counter(Verdict::RedirectedToPod.into()).packets, 2);

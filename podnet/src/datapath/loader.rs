@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    io,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
@@ -61,7 +62,7 @@ impl Datapath {
         }
         let mut ebpf = loader.load(object).map_err(|error| load_error(error, pin_dir))?;
         for name in program_name::ALL {
-            classifier_mut(&mut ebpf, name)?.load().map_err(|error| program_error(name, error))?;
+            load_program(classifier_mut(&mut ebpf, name)?).map_err(|error| program_error(name, error))?;
         }
         let maps = Maps::from_pins(pin_dir)?;
         let logs = if log_level == LogLevel::Off { None } else { Some(Logs::take(&mut ebpf)?) };
@@ -153,6 +154,23 @@ fn classifier_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
     let program: &mut Program =
         ebpf.program_mut(name).with_context(|| format!("find program {name} in the eBPF object"))?;
     program.try_into().with_context(|| format!("find program {name} in the eBPF object"))
+}
+
+/// The kernel gives up the verification of a program when anything interrupts it, such as a cgroup that is frozen, and
+/// says "try again" (`bpf_check` in kernel/bpf/verifier.c).
+const LOAD_ATTEMPTS: usize = 10;
+
+fn load_program(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    let mut outcome = program.load();
+    for _ in 1..LOAD_ATTEMPTS {
+        match &outcome {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
+                outcome = program.load();
+            }
+            _ => break,
+        }
+    }
+    outcome
 }
 
 fn load_error(error: EbpfError, pin_dir: &Path) -> anyhow::Error {
