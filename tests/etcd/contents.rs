@@ -60,19 +60,13 @@ fn many_changes_at_once_are_few_snapshots() {
     let store = node.start(etcd.netns());
     store.pod_cidrs();
     let before = store.told(|told| told.snapshots);
-    let lines: String = (0..100)
-        .map(|number| {
-            let record = format!(
-                r#"{{"id":"x","addresses":["172.16.0.{number}"],"podCIDRs":["10.245.{number}.0/24"],"graceSeconds":300}}"#
-            );
-            format!("put /podnet/nodes/n{number} '{record}'\n")
-        })
-        .collect();
-    // One transaction of a hundred writes.
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), format!("\n{lines}\n\n")).unwrap();
-    let shell = format!("ETCDCTL_API=3 etcdctl --endpoints={} txn < {}", etcd.urls()[0], file.path().display());
-    harness::command::run(etcd.netns(), "sh", &["-c", &shell]);
+    let record = |number: u8| {
+        let value = format!(
+            r#"{{"id":"x","addresses":["172.16.0.{number}"],"podCIDRs":["10.245.{number}.0/24"],"graceSeconds":300}}"#
+        );
+        (format!("/podnet/nodes/n{number}"), value)
+    };
+    etcd.put_at_once(&(0..100).map(record).collect::<Vec<_>>());
     store.wait_for_node("n99");
     watch_for(Duration::from_millis(500), || ());
     let snapshots = store.told(|told| told.snapshots) - before;

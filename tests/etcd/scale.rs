@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, Txn, TxnOp};
 use harness::wait_for;
 
 use crate::{server::Etcd, store::Node};
@@ -12,17 +11,8 @@ const NODES: u32 = 10_000;
 /// Start until the first snapshot is told: two thousand keys a tenth of a second, and registering.
 const START: Duration = Duration::from_secs(15);
 
-/// Writes the nodes as their daemons would have; they report for ever.
-async fn fill(url: &str) {
-    let mut client = Client::connect([url], None).await.unwrap();
-    let numbers: Vec<u32> = (0..NODES).collect();
-    for numbers in numbers.chunks(32) {
-        let puts: Vec<TxnOp> = numbers.iter().flat_map(|number| puts(*number)).collect();
-        client.txn(Txn::new().and_then(puts)).await.unwrap();
-    }
-}
-
-fn puts(number: u32) -> Vec<TxnOp> {
+/// Returns what the daemon of a node would have written; it reports for ever.
+fn keys(number: u32) -> [(String, String); 4] {
     let [_, _, high, low] = number.to_be_bytes();
     let (v4, v6) = (format!("10.{high}.{low}.0/24"), format!("fd00:10:{high:x}:{low:x}::/64"));
     let v6 = v6.parse::<ipnetwork::IpNetwork>().unwrap().to_string();
@@ -30,11 +20,11 @@ fn puts(number: u32) -> Vec<TxnOp> {
     let record =
         format!(r#"{{"id":"{id}","addresses":["172.16.{high}.{low}"],"podCIDRs":["{v4}","{v6}"],"graceSeconds":300}}"#);
     let owner = format!(r#"{{"node":"{name}","id":"{id}"}}"#);
-    vec![
-        TxnOp::put(format!("/podnet/nodes/{name}"), record, None),
-        TxnOp::put(format!("/podnet/alive/{name}"), format!(r#"{{"id":"{id}"}}"#), None),
-        TxnOp::put(format!("/podnet/cidrs/{v4}"), owner.as_str(), None),
-        TxnOp::put(format!("/podnet/cidrs/{v6}"), owner, None),
+    [
+        (format!("/podnet/nodes/{name}"), record),
+        (format!("/podnet/alive/{name}"), format!(r#"{{"id":"{id}"}}"#)),
+        (format!("/podnet/cidrs/{v4}"), owner.clone()),
+        (format!("/podnet/cidrs/{v6}"), owner),
     ]
 }
 
@@ -48,9 +38,7 @@ fn resident() -> u64 {
 #[test]
 fn ten_thousand_nodes() {
     let etcd = Etcd::new();
-    let url = etcd.urls()[0].clone();
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    etcd.netns().run(|| Ok(runtime().block_on(fill(&url)))).unwrap();
+    etcd.put_at_once(&(0..NODES).flat_map(keys).collect::<Vec<_>>());
     let before = resident();
     let node = Node::with(1, &etcd.urls(), |config, _| {
         config.cluster_cidrs = vec!["10.0.0.0/8".parse().unwrap(), "fd00:10::/32".parse().unwrap()];

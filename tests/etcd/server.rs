@@ -2,12 +2,16 @@
 
 use std::{cell::Cell, path::PathBuf, process::Command, time::Duration};
 
+use etcd_client::{Client, Txn, TxnOp};
 use harness::{command, require_root, wait_for};
 use podnet::{
     lab::{node::make_netns, process::Process},
     netns::Netns,
 };
 use tempfile::TempDir;
+
+/// Operations of one transaction (`--max-txn-ops`).
+const MAX_TXN_OPS: usize = 128;
 
 /// A cluster of etcd servers, and the network namespace that it is in; both go with this value.
 #[derive(Debug)]
@@ -166,6 +170,22 @@ impl Etcd {
         let text = self.ctl(&["get", "--prefix", prefix]);
         let lines: Vec<&str> = text.lines().collect();
         lines.chunks_exact(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())).collect()
+    }
+
+    /// Writes keys, as many in each transaction as etcd allows.
+    pub(crate) fn put_at_once(&self, pairs: &[(String, String)]) {
+        let url = self.members[0].local_url.as_str();
+        let put = async {
+            let mut client = Client::connect([url], None).await?;
+            for pairs in pairs.chunks(MAX_TXN_OPS) {
+                let puts: Vec<TxnOp> =
+                    pairs.iter().map(|(key, value)| TxnOp::put(key.as_str(), value.as_str(), None)).collect();
+                client.txn(Txn::new().and_then(puts)).await?;
+            }
+            anyhow::Ok(())
+        };
+        let run = || tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(put);
+        self.netns.run(run).unwrap();
     }
 
     /// Forgets all history up to now.

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) config: Config,
-    _state: TempDir,
+    state: Arc<TempDir>,
 }
 
 /// Seconds of leases in tests, the shortest that podnet allows.
@@ -48,7 +48,7 @@ impl Node {
         config.store = Some(StoreConfig::Etcd(etcd));
         // As the daemon would have read it.
         let config = Config::parse(&toml::to_string(&config).unwrap()).unwrap_or_else(|error| panic!("{error:#}"));
-        Self { config, _state: state }
+        Self { config, state: Arc::new(state) }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -57,7 +57,7 @@ impl Node {
 
     /// Starts the node's store inside of a network namespace.
     pub(crate) fn start(&self, netns: &Netns) -> Running {
-        Running::start(netns, self.config.clone())
+        Running::start(netns, self)
     }
 
     /// Takes the node out of etcd, as `podnet daemon --cleanup` does.
@@ -86,10 +86,13 @@ pub(crate) struct Running {
     told: Arc<Mutex<Told>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    /// Goes not before the thread has ended.
+    _state: Arc<TempDir>,
 }
 
 impl Running {
-    fn start(netns: &Netns, config: Config) -> Self {
+    fn start(netns: &Netns, node: &Node) -> Self {
+        let config = node.config.clone();
         let told = Arc::new(Mutex::new(Told::default()));
         let (stop, mut stopped) = oneshot::channel::<()>();
         let (name, notes) = (config.node.clone(), Arc::clone(&told));
@@ -112,7 +115,7 @@ impl Running {
             })
         };
         let thread = std::thread::spawn(move || netns.run(follow).unwrap());
-        Self { name, told, stop: Some(stop), thread: Some(thread) }
+        Self { name, told, stop: Some(stop), thread: Some(thread), _state: Arc::clone(&node.state) }
     }
 
     /// Looks at what the store told.
@@ -178,8 +181,8 @@ impl Told {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(stop) = self.stop.take() {
-            // It may have ended by a panic.
-            drop(stop.send(()));
+            // If it does not listen any more, it has panicked, which the thread tells.
+            stop.send(()).ok();
         }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

@@ -85,7 +85,16 @@ pub(super) fn explain(error: &Error) -> anyhow::Error {
         cause = error.source();
     }
     // Wrappers repeat what they wrap.
-    words.dedup_by(|later, earlier| earlier.contains(later.as_str()));
     words.retain(|word| !word.is_empty() && word != "transport error");
+    words.dedup_by(|later, earlier| earlier.contains(later.as_str()));
     anyhow!(words.join(": "))
+}
+
+/// Returns what may help against an error that does not say it itself.
+pub(super) fn hint(config: &EtcdConfig, reason: &str) -> &'static str {
+    // A server that misses the client's certificate ends the connection when the handshake is over (RFC 8446, 4.4.2.4).
+    if config.ca.is_some() && config.certificate.is_none() && reason.contains("connection closed") {
+        return " (does etcd want a certificate? see store.certificate and store.key)";
+    }
+    ""
 }

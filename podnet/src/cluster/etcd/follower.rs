@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     absence::Absence,
-    connect::{REQUEST_TIMEOUT, connect},
+    connect::{REQUEST_TIMEOUT, connect, hint},
     identity,
     keys::Keys,
     mirror::Mirror,
@@ -110,7 +110,9 @@ impl Follower {
             position += 1;
             self.reached = false;
             let Err(error) = self.session(endpoint).await;
-            let reason = format!("{endpoint}: {error:#}");
+            let mut reason = format!("{endpoint}: {error:#}");
+            let hint = hint(&self.config, &reason);
+            reason.push_str(hint);
             debug!(reason, "the session with etcd has ended");
             if self.reached {
                 failures.clear();
