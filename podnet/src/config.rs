@@ -155,7 +155,7 @@ pub enum StoreConfig {
         path: PathBuf,
     },
     /// An etcd, where nodes register and claim their pod CIDRs.
-    Etcd(EtcdConfig),
+    Etcd(Box<EtcdConfig>),
 }
 
 /// Log levels at start.

@@ -23,7 +23,7 @@ const GRACE: u32 = 8;
 fn use_etcd(config: &mut Config, cluster: &TestCluster) {
     let mut etcd = EtcdConfig::new(vec![format!("http://{}:2379", cluster.outside_address(Family::V4))]);
     (etcd.lease_seconds, etcd.grace_seconds) = (LEASE, GRACE);
-    config.store = Some(StoreConfig::Etcd(etcd));
+    config.store = Some(StoreConfig::Etcd(Box::new(etcd)));
     config.pod_cidrs = Vec::new();
     config.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()];
 }

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use harness::wait_for;
+use podnet::cluster::{Cluster, ClusterNode, last_known};
 
 use crate::{
     server::{Etcd, Far, NEAR_ADDRESS, Options, watch_for},
@@ -36,6 +37,38 @@ fn a_restart_of_etcd_is_told_once_and_survived() {
     let three = node3.start(etcd.netns());
     three.pod_cidrs();
     one.wait_for_node("node3");
+
+    // To leave without etcd is no error: the others release the node after its grace.
+    etcd.kill(0);
+    drop(two);
+    assert!(nodes[1].config.state_dir.join("node-id").exists());
+    nodes[1].leave(etcd.netns());
+    assert!(!nodes[1].config.state_dir.join("node-id").exists());
+}
+
+/// A daemon that came up without etcd runs with what it knew last, and has pods of it: it must not be given another.
+#[test]
+fn a_node_that_started_without_etcd_takes_nothing_else() {
+    let etcd = Etcd::new();
+    let node = Node::new(1, &etcd.urls());
+    let other = Node::new(2, &etcd.urls());
+    let last_known = ClusterNode {
+        name: "node1".into(),
+        addresses: vec!["192.168.0.1".parse().unwrap()],
+        pod_cidrs: vec!["10.244.0.0/24".parse().unwrap(), "fd00:10:244::/64".parse().unwrap()],
+    };
+    std::fs::create_dir_all(&node.config.state_dir).unwrap();
+    last_known::store(&node.config.state_dir, &Cluster::new(vec![last_known.clone()]).unwrap()).unwrap();
+    let owner = other.start(etcd.netns());
+    assert_eq!(owner.pod_cidrs(), last_known.pod_cidrs);
+    etcd.kill(0);
+    let store = node.start(etcd.netns());
+    store.wait_for_failure("Connection refused");
+    etcd.start(0);
+    store.wait_for_failure("pod CIDR 10.244.0.0/24 belongs to node node2");
+    drop(store);
+    // With etcd from the start, and without pods, it is free to take others.
+    assert_ne!(node.start(etcd.netns()).pod_cidrs(), last_known.pod_cidrs);
 }
 
 #[test]

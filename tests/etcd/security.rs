@@ -105,6 +105,10 @@ fn a_user_needs_its_password_and_its_own_keys_alone() {
     etcd.ctl(&["role", "grant-permission", "nodes", "--prefix=true", "readwrite", "/podnet/"]);
     etcd.ctl(&["user", "add", "podnet:password"]);
     etcd.ctl(&["user", "grant-role", "podnet", "nodes"]);
+    etcd.ctl(&["role", "add", "readers"]);
+    etcd.ctl(&["role", "grant-permission", "readers", "--prefix=true", "read", "/podnet/"]);
+    etcd.ctl(&["user", "add", "reader:password"]);
+    etcd.ctl(&["user", "grant-role", "reader", "readers"]);
     etcd.ctl(&["auth", "enable"]);
     etcd.authenticate(&["--user=root:secret"]);
     let password = tempfile::NamedTempFile::new().unwrap();
@@ -126,6 +130,12 @@ fn a_user_needs_its_password_and_its_own_keys_alone() {
         .start(etcd.netns())
         .wait_for_failure("authentication failed, invalid user ID or password");
     node(3, password.path(), "/other").start(etcd.netns()).wait_for_failure("permission denied");
+
+    let reader = Node::with(5, &etcd.urls(), |_, store| {
+        certificates.fill(store);
+        (store.user, store.password_file) = (Some("reader".into()), Some(password.path().into()));
+    });
+    reader.start(etcd.netns()).wait_for_failure("register the node: etcdserver: permission denied");
 
     // A restart makes every token void.
     etcd.kill(0);

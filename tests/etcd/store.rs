@@ -45,7 +45,7 @@ impl Node {
         etcd.node_addresses = vec![format!("192.168.{high}.{low}").parse().unwrap()];
         (etcd.lease_seconds, etcd.grace_seconds) = (LEASE, 300);
         change(&mut config, &mut etcd);
-        config.store = Some(StoreConfig::Etcd(etcd));
+        config.store = Some(StoreConfig::Etcd(Box::new(etcd)));
         // As the daemon would have read it.
         let config = Config::parse(&toml::to_string(&config).unwrap()).unwrap_or_else(|error| panic!("{error:#}"));
         Self { config, state: Arc::new(state) }

@@ -132,10 +132,9 @@ mod tests {
             let range = range("10.7.0.0/18", 24);
             let taken: Vec<IpNetwork> =
                 taken.iter().map(|number| format!("10.7.{number}.0/24").parse().unwrap()).collect();
-            match range.choose(taken.iter().copied(), attempt, random) {
-                Some(cidr) => prop_assert!(range.has(cidr) && !taken.contains(&cidr)),
-                None => prop_assert_eq!(taken.len(), 64),
-            }
+            let chosen = range.choose(taken.iter().copied(), attempt, random);
+            prop_assert_eq!(chosen.is_none(), taken.len() == 64);
+            prop_assert!(chosen.is_none_or(|cidr| range.has(cidr) && !taken.contains(&cidr)));
         }
     }
 }

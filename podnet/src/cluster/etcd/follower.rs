@@ -51,6 +51,9 @@ const REPEAT: Duration = Duration::from_secs(60);
 /// How long a release that did not succeed is put off.
 const RELEASE_RETRY: Duration = Duration::from_secs(10);
 
+/// After this time the daemon may have started without an answer; less than it waits for one.
+const HOLD_AFTER: Duration = Duration::from_secs(3);
+
 /// A failure that was told, and is in force.
 #[derive(Debug)]
 struct Failure {
@@ -76,8 +79,9 @@ pub(super) struct Follower {
     failure: Option<Failure>,
     /// Keys that were left out, with the reasons that were logged.
     left_out: BTreeMap<String, String>,
-    /// Whether the session has come so far that etcd counts as reached.
+    /// Whether the session has come so far that etcd counts as reached: the node is registered, or etcd says why not.
     reached: bool,
+    started: Instant,
 }
 
 impl Follower {
@@ -96,6 +100,7 @@ impl Follower {
             failure: None,
             left_out: BTreeMap::new(),
             reached: false,
+            started: Instant::now(),
         }
     }
 
@@ -109,7 +114,7 @@ impl Follower {
             let endpoint = &endpoints[position % endpoints.len()];
             position += 1;
             self.reached = false;
-            let Err(error) = self.session(endpoint).await;
+            let Err(error) = Box::pin(self.session(endpoint)).await;
             let mut reason = format!("{endpoint}: {error:#}");
             let hint = hint(&self.config, &reason);
             reason.push_str(hint);
@@ -145,19 +150,15 @@ impl Follower {
         self.lease = Some(lease.id);
         loop {
             let now = Instant::now();
-            let (mirror, settled_at) = match self.mirror.take() {
-                Some(mirror) => {
-                    self.absence.resume(now);
-                    (mirror, now + SETTLE_RESUMED)
-                }
-                None => {
-                    self.absence.restart();
-                    (session::list(&mut client, &self.keys).await?, now)
-                }
-            };
-            let watch = session::watch(&client, &self.keys, &mirror).await;
-            let mirror = self.mirror.insert(mirror);
-            let watch = watch?;
+            let is_resumed = self.mirror.is_some();
+            if !is_resumed {
+                self.mirror = Some(session::list(&mut client, &self.keys).await?);
+                self.absence.restart();
+            }
+            let Some(mirror) = &self.mirror else { bail!("nothing was listed") };
+            let watch = session::watch(&client, &self.keys, mirror).await?;
+            let settled_at = if is_resumed { now + SETTLE_RESUMED } else { now };
+            self.absence.resume(now);
             debug!(endpoint, revision = mirror.revision, nodes = mirror.nodes.len(), "following etcd");
             self.follow(&mut client, &mut lease, watch, settled_at).await?;
             info!("etcd has compacted what was missed; reading it anew");
@@ -232,10 +233,14 @@ impl Follower {
         let Some(mirror) = &mut self.mirror else { bail!("nothing was listed") };
         let now = Instant::now();
         self.absence.update(mirror, &self.own.identity, self.config.grace_seconds, now);
-        self.reached = true;
+        if self.told.is_none() && (self.failure.is_some() || self.started.elapsed() > HOLD_AFTER) {
+            // The daemon may have started with what it knew, and have pods by now.
+            self.own.held.clone_from(&self.own.preferred);
+        }
         match self.own.next(mirror, lease, self.attempt, fastrand::u64(..)) {
             Step::Done => {
                 self.attempt = 0;
+                self.reached = true;
                 self.own.held = mirror.owned_by(&self.own.identity.node, &self.own.identity.id).collect();
                 self.tell_nodes(now);
                 Ok(None)
@@ -257,6 +262,7 @@ impl Follower {
                 Ok(Some(now + delay))
             }
             Step::Blocked(reason) => {
+                self.reached = true;
                 self.tell_blocked(&reason);
                 Ok(None)
             }

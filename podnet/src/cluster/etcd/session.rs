@@ -11,7 +11,7 @@ use super::{
     connect::{explain, within},
     keys::Keys,
     mirror::Mirror,
-    transaction::Checked,
+    transaction::{Checked, Write},
 };
 
 /// Keys per answer of a listing.
@@ -175,10 +175,10 @@ pub(super) async fn execute(client: &mut Client, checked: Checked, mirror: &mut 
     let answer = within(client.txn(checked.txn)).await?;
     let revision = answer.header().context("an answer without header")?.revision();
     if answer.succeeded() {
-        for (key, effect) in checked.effects {
-            match effect {
-                Some((value, lease)) => mirror.put(&key, &value, revision, lease),
-                None => mirror.delete(&key, revision),
+        for write in checked.writes {
+            match write {
+                Write::Put(key, value, lease) => mirror.put(&key, &value, revision, lease),
+                Write::Delete(key) => mirror.delete(&key, revision),
             }
         }
         return Ok(true);

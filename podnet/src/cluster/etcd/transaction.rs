@@ -11,13 +11,22 @@ use super::{
     registration::{Own, Proposal},
 };
 
+/// What a transaction does to a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Write {
+    /// Key, value and lease; lease zero: none.
+    Put(String, Vec<u8>, i64),
+    /// Key.
+    Delete(String),
+}
+
 /// A transaction, and the keys that it compares: if it is refused, their values are answered.
 #[derive(Debug)]
 pub(super) struct Checked {
     /// The transaction.
     pub(super) txn: Txn,
-    /// What to note in the mirror if it succeeds: keys with their new values and leases; `None`: deleted.
-    pub(super) effects: Vec<(String, Option<(Vec<u8>, i64)>)>,
+    /// What to note in the mirror if it succeeds.
+    pub(super) writes: Vec<Write>,
     /// The keys that it compares.
     pub(super) compared: Vec<String>,
 }
@@ -26,26 +35,26 @@ pub(super) struct Checked {
 struct Builder<'a> {
     mirror: &'a Mirror,
     compared: BTreeSet<String>,
-    effects: Vec<(String, Option<(Vec<u8>, i64)>)>,
+    writes: Vec<Write>,
 }
 
 impl<'a> Builder<'a> {
     const fn new(mirror: &'a Mirror) -> Self {
-        Self { mirror, compared: BTreeSet::new(), effects: Vec::new() }
+        Self { mirror, compared: BTreeSet::new(), writes: Vec::new() }
     }
 
     fn put(&mut self, key: String, value: Vec<u8>, lease: i64) {
         self.compared.insert(key.clone());
-        self.effects.push((key, Some((value, lease))));
+        self.writes.push(Write::Put(key, value, lease));
     }
 
     fn delete(&mut self, key: String) {
         self.compared.insert(key.clone());
-        self.effects.push((key, None));
+        self.writes.push(Write::Delete(key));
     }
 
     fn build(self) -> Checked {
-        let compares: Vec<Compare> = self
+        let conditions: Vec<Compare> = self
             .compared
             .iter()
             .map(|key| match self.mirror.revision_of(key) {
@@ -54,19 +63,19 @@ impl<'a> Builder<'a> {
             })
             .collect();
         let writes: Vec<TxnOp> = self
-            .effects
+            .writes
             .iter()
-            .map(|(key, effect)| match effect {
-                Some((value, 0)) => TxnOp::put(key.as_str(), value.clone(), None),
-                Some((value, lease)) => {
+            .map(|write| match write {
+                Write::Put(key, value, 0) => TxnOp::put(key.as_str(), value.clone(), None),
+                Write::Put(key, value, lease) => {
                     TxnOp::put(key.as_str(), value.clone(), Some(PutOptions::new().with_lease(*lease)))
                 }
-                None => TxnOp::delete(key.as_str(), None),
+                Write::Delete(key) => TxnOp::delete(key.as_str(), None),
             })
             .collect();
         let reads: Vec<TxnOp> = self.compared.iter().map(|key| TxnOp::get(key.as_str(), None)).collect();
-        let compared = self.compared.into_iter().collect();
-        Checked { txn: Txn::new().when(compares).and_then(writes).or_else(reads), effects: self.effects, compared }
+        let txn = Txn::new().when(conditions).and_then(writes).or_else(reads);
+        Checked { txn, writes: self.writes, compared: self.compared.into_iter().collect() }
     }
 }
 
