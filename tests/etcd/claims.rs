@@ -7,6 +7,7 @@ use std::{
 
 use harness::wait_for;
 use ipnetwork::IpNetwork;
+use podnet::cluster::Cluster;
 
 use crate::{
     server::{Etcd, watch_for},
@@ -37,19 +38,17 @@ fn fifty_nodes_that_start_at_once_claim_fifty_pod_cidrs() {
     let clusters: Vec<_> = running.iter().map(|store| store.told(|told| told.cluster.clone())).collect();
     assert!(clusters.iter().all(|cluster| *cluster == clusters[0]));
     let cidrs: BTreeSet<IpNetwork> =
-        clusters[0].iter().flat_map(|cluster| cluster.nodes()).flat_map(|node| node.pod_cidrs.clone()).collect();
+        clusters[0].iter().flat_map(Cluster::nodes).flat_map(|node| node.pod_cidrs.clone()).collect();
     assert_eq!(cidrs.len(), 2 * usize::from(CROWD), "{cidrs:?}");
     assert_eq!(etcd.get("/podnet/cidrs/").len(), cidrs.len());
     assert!(running.iter().all(|store| store.told(|told| told.failures == 0)));
     let snapshots: usize = running.iter().map(|store| store.told(|told| told.snapshots)).sum();
-    let transactions = etcd.get("/podnet/nodes/").len();
     println!(
         "{CROWD} nodes at once: each has its pod CIDRs after {} ms, all know all after {} ms, {} snapshots per node",
         registered.as_millis(),
         agreed.as_millis(),
         snapshots / usize::from(CROWD)
     );
-    assert_eq!(transactions, usize::from(CROWD));
     assert!(agreed < Duration::from_secs(30), "{agreed:?}");
 
     // All end and start again: nothing is claimed anew.

@@ -8,7 +8,7 @@ use podnet::cluster::{Cluster, ClusterNode, last_known};
 
 use crate::{
     server::{Etcd, Far, NEAR_ADDRESS, Options, watch_for},
-    store::{LEASE, Node},
+    store::{LEASE, Node, Running},
 };
 
 #[test]
@@ -33,8 +33,7 @@ fn a_restart_of_etcd_is_told_once_and_survived() {
     two.wait_until_well();
     println!("well {:.1} s after etcd was started again", start.elapsed().as_secs_f32());
     assert_eq!(one.told(|told| told.cluster.clone()), before);
-    let node3 = Node::new(3, &etcd.urls());
-    let three = node3.start(etcd.netns());
+    let three = Node::new(3, &etcd.urls()).start(etcd.netns());
     three.pod_cidrs();
     one.wait_for_node("node3");
 
@@ -192,18 +191,20 @@ fn an_etcd_that_lost_everything_is_filled_again_with_the_same_pod_cidrs() {
     let etcd = Etcd::new();
     let nodes: Vec<Node> = (1..=3).map(|number| Node::new(number, &etcd.urls())).collect();
     let running: Vec<_> = nodes.iter().map(|node| node.start(etcd.netns())).collect();
-    let before: Vec<_> = running.iter().map(|store| store.pod_cidrs()).collect();
+    let before: Vec<_> = running.iter().map(Running::pod_cidrs).collect();
     for store in &running {
-        nodes.iter().for_each(|node| drop(store.wait_for_node(node.name())));
+        store.wait_for_nodes(&nodes);
     }
     etcd.kill(0);
-    running.iter().for_each(|store| drop(store.wait_for_failure("http")));
+    for store in &running {
+        store.wait_for_failure("http");
+    }
     etcd.wipe(0);
     etcd.start(0);
     for store in &running {
         store.wait_until_well();
-        nodes.iter().for_each(|node| drop(store.wait_for_node(node.name())));
+        store.wait_for_nodes(&nodes);
     }
-    assert_eq!(running.iter().map(|store| store.pod_cidrs()).collect::<Vec<_>>(), before);
+    assert_eq!(running.iter().map(Running::pod_cidrs).collect::<Vec<_>>(), before);
     assert_eq!(etcd.get("/podnet/cidrs/").len(), 6);
 }

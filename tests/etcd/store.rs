@@ -140,6 +140,13 @@ impl Running {
         wait_for(&format!("{} to know {name}", self.name), || self.knows(name))
     }
 
+    /// Waits for a snapshot with all of these nodes.
+    pub(crate) fn wait_for_nodes(&self, nodes: &[Node]) {
+        for node in nodes {
+            self.wait_for_node(node.name());
+        }
+    }
+
     /// Waits for a snapshot without the node.
     pub(crate) fn wait_without_node(&self, name: &str) {
         wait_for(&format!("{} to forget {name}", self.name), || self.knows(name).is_none().then_some(()));
