@@ -9,7 +9,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use self::etcd::EtcdConfig;
 use crate::api::DatapathMode;
+
+pub mod etcd;
 
 /// Configuration of one node's daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +154,8 @@ pub enum StoreConfig {
         /// The JSON file of nodes.
         path: PathBuf,
     },
+    /// An etcd, where nodes register and claim their pod CIDRs.
+    Etcd(Box<EtcdConfig>),
 }
 
 /// Log levels at start.
@@ -309,10 +314,14 @@ impl Config {
             self.overlay.vni
         );
         ensure!(self.overlay.port != 0, "overlay.port: 0 is no UDP port; the usual one is 4789");
-        if let Some(StoreConfig::Static { path }) = &self.store {
-            ensure!(path.is_absolute(), "store.path: {} is not an absolute path", path.display());
+        match &self.store {
+            Some(StoreConfig::Static { path }) => {
+                ensure!(path.is_absolute(), "store.path: {} is not an absolute path", path.display());
+                Ok(())
+            }
+            Some(StoreConfig::Etcd(etcd)) => etcd.validate(&self.cluster_cidrs, &self.pod_cidrs),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Returns the smallest MTU that the families of these pod CIDRs allow (RFC 791, RFC 8200).

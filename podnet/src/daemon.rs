@@ -51,7 +51,8 @@ pub fn cleanup(config_path: &Path) -> Result<()> {
     server::ensure_not_served(&config.socket)?;
     // A daemon that was started with another socket.
     Database::ensure_unused(&config.state_dir)?;
-    engine::remove_everything(&config)
+    let left = cluster::leave(&config).context("leave the cluster");
+    engine::remove_everything(&config).and(left)
 }
 
 async fn serve(config: Config, logging: Logging) -> Result<()> {

@@ -265,6 +265,18 @@ impl Database {
         Ok(())
     }
 
+    /// Returns the addresses of the pods in a folder's database; none if there is no database.
+    ///
+    /// # Errors
+    ///
+    /// As [`Database::open`].
+    pub fn leased(state_dir: &Path) -> Result<Vec<IpAddr>> {
+        if !state_dir.join("podnet.db").exists() {
+            return Ok(Vec::new());
+        }
+        Ok(Self::open(state_dir)?.pods()?.into_values().flat_map(|pod| pod.addresses).collect())
+    }
+
     /// Makes sure that no daemon has the database of a folder open.
     ///
     /// # Errors

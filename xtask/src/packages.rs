@@ -82,6 +82,21 @@ pub(crate) const TESTS: &[Package] = &[
         reason: "runs commands in the namespaces of a node or a pod",
     },
     Package {
+        name: "etcd-server",
+        provides: Provides::Command("etcd"),
+        reason: "suite `etcd`: real servers, which are killed, cut off and emptied",
+    },
+    Package {
+        name: "etcd-client",
+        provides: Provides::Command("etcdctl"),
+        reason: "suite `etcd`: what the servers hold, seen and changed beside podnet",
+    },
+    Package {
+        name: "openssl",
+        provides: Provides::Command("openssl"),
+        reason: "suite `etcd`: certificates of servers and clients",
+    },
+    Package {
         name: "containerd",
         provides: Provides::Command("containerd"),
         reason: "suite `runtimes`: a real runtime that calls the installed plugin",

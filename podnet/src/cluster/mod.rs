@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use self::static_store::StaticStore;
+use self::{etcd::EtcdStore, static_store::StaticStore};
 use crate::config::{Config, StoreConfig};
 
+pub mod etcd;
 pub mod file;
 pub mod last_known;
 pub mod static_store;
@@ -75,6 +76,8 @@ pub trait Store: Send {
 pub enum AnyStore {
     /// A file.
     Static(StaticStore),
+    /// An etcd.
+    Etcd(EtcdStore),
 }
 
 /// Opens the store that the configuration names, if it names one. It need not be reachable: that is for [`Store::next`]
@@ -87,31 +90,48 @@ pub fn open(config: &Config) -> Result<Option<AnyStore>> {
     let Some(store) = &config.store else { return Ok(None) };
     Ok(Some(match store {
         StoreConfig::Static { path } => StaticStore::new(path).map(AnyStore::Static).context("store.path")?,
+        StoreConfig::Etcd(etcd) => AnyStore::Etcd(EtcdStore::new(config, etcd)?),
     }))
+}
+
+/// Takes the node out of the store, if it has put itself there. A store that is away is said so, and is no error.
+///
+/// # Errors
+///
+/// What the node knows of its membership cannot be removed.
+pub fn leave(config: &Config) -> Result<()> {
+    match &config.store {
+        Some(StoreConfig::Etcd(store)) => etcd::leave(config, store),
+        Some(StoreConfig::Static { .. }) | None => Ok(()),
+    }
 }
 
 impl Store for AnyStore {
     fn describe(&self) -> String {
         match self {
             Self::Static(store) => store.describe(),
+            Self::Etcd(store) => store.describe(),
         }
     }
 
     async fn next(&mut self) -> Update {
         match self {
             Self::Static(store) => store.next().await,
+            Self::Etcd(store) => store.next().await,
         }
     }
 
     fn allots_pod_cidrs(&self) -> bool {
         match self {
             Self::Static(store) => store.allots_pod_cidrs(),
+            Self::Etcd(store) => store.allots_pod_cidrs(),
         }
     }
 
     fn announce_ready(&mut self) {
         match self {
             Self::Static(store) => store.announce_ready(),
+            Self::Etcd(store) => store.announce_ready(),
         }
     }
 }

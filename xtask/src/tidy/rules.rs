@@ -43,6 +43,11 @@ const CONFINED: &[Confined] = &[
         homes: &["podnet/src/database.rs", "podnet/src/database/"],
         fix: "records are kept by podnet/src/database.rs",
     },
+    Confined {
+        words: &["etcd_client"],
+        homes: &["podnet/src/cluster/etcd/"],
+        fix: "etcd is one store of several: use podnet/src/cluster",
+    },
 ];
 
 /// Files without effects, and what they must therefore not name.
@@ -53,6 +58,11 @@ const PURE: &[&str] = &[
     "podnet/src/ipam/",
     "podnet/src/plan/",
     "podnet/src/routing/",
+    "podnet/src/cluster/etcd/keys.rs",
+    "podnet/src/cluster/etcd/mirror.rs",
+    "podnet/src/cluster/etcd/claim.rs",
+    "podnet/src/cluster/etcd/registration.rs",
+    "podnet/src/cluster/etcd/snapshot.rs",
 ];
 
 const EFFECTS: &[&str] = &[
@@ -185,6 +195,7 @@ mod tests {
         allowed("podnet/src/netns.rs", "setns(fd, flags)");
         refused("podnet/src/engine/mod.rs", "use nftables::schema;", "podnet/src/nft.rs");
         refused("podnet/src/engine/mod.rs", "use rusqlite::Connection;", "podnet/src/database.rs");
+        refused("podnet/src/daemon.rs", "use etcd_client::Client;", "podnet/src/cluster/etcd/");
     }
 
     #[test]
