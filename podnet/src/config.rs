@@ -9,7 +9,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use self::kubernetes::KubernetesConfig;
 use crate::api::DatapathMode;
+
+pub mod kubernetes;
 
 /// Configuration of one node's daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +154,8 @@ pub enum StoreConfig {
         /// The JSON file of nodes.
         path: PathBuf,
     },
+    /// Node objects of Kubernetes.
+    Kubernetes(KubernetesConfig),
 }
 
 /// Log levels at start.
@@ -236,6 +241,17 @@ impl Config {
         Ok(config)
     }
 
+    /// Gives the node another name, if there is one: the same file may serve all nodes.
+    ///
+    /// # Errors
+    ///
+    /// The name is empty.
+    pub fn named(self, node: Option<String>) -> Result<Self> {
+        let config = Self { node: node.unwrap_or(self.node), ..self };
+        config.validate()?;
+        Ok(config)
+    }
+
     fn validate(&self) -> Result<()> {
         ensure!(!self.node.is_empty(), "node: the name is empty; give the node's name");
         ensure!(
@@ -309,10 +325,14 @@ impl Config {
             self.overlay.vni
         );
         ensure!(self.overlay.port != 0, "overlay.port: 0 is no UDP port; the usual one is 4789");
-        if let Some(StoreConfig::Static { path }) = &self.store {
-            ensure!(path.is_absolute(), "store.path: {} is not an absolute path", path.display());
+        match &self.store {
+            Some(StoreConfig::Static { path }) => {
+                ensure!(path.is_absolute(), "store.path: {} is not an absolute path", path.display());
+                Ok(())
+            }
+            Some(StoreConfig::Kubernetes(kubernetes)) => kubernetes.validate(),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Returns the smallest MTU that the families of these pod CIDRs allow (RFC 791, RFC 8200).

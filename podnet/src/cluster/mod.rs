@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use self::static_store::StaticStore;
+use self::{kubernetes::KubernetesStore, static_store::StaticStore};
 use crate::config::{Config, StoreConfig};
 
 pub mod file;
+pub mod kubernetes;
 pub mod last_known;
 pub mod static_store;
 mod watch;
@@ -75,6 +76,8 @@ pub trait Store: Send {
 pub enum AnyStore {
     /// A file.
     Static(StaticStore),
+    /// Node objects of Kubernetes.
+    Kubernetes(KubernetesStore),
 }
 
 /// Opens the store that the configuration names, if it names one. It need not be reachable: that is for [`Store::next`]
@@ -87,6 +90,9 @@ pub fn open(config: &Config) -> Result<Option<AnyStore>> {
     let Some(store) = &config.store else { return Ok(None) };
     Ok(Some(match store {
         StoreConfig::Static { path } => StaticStore::new(path).map(AnyStore::Static).context("store.path")?,
+        StoreConfig::Kubernetes(kubernetes) => {
+            AnyStore::Kubernetes(KubernetesStore::new(kubernetes.clone(), config.node.clone()))
+        }
     }))
 }
 
@@ -94,24 +100,28 @@ impl Store for AnyStore {
     fn describe(&self) -> String {
         match self {
             Self::Static(store) => store.describe(),
+            Self::Kubernetes(store) => store.describe(),
         }
     }
 
     async fn next(&mut self) -> Update {
         match self {
             Self::Static(store) => store.next().await,
+            Self::Kubernetes(store) => store.next().await,
         }
     }
 
     fn allots_pod_cidrs(&self) -> bool {
         match self {
             Self::Static(store) => store.allots_pod_cidrs(),
+            Self::Kubernetes(store) => store.allots_pod_cidrs(),
         }
     }
 
     fn announce_ready(&mut self) {
         match self {
             Self::Static(store) => store.announce_ready(),
+            Self::Kubernetes(store) => store.announce_ready(),
         }
     }
 }
