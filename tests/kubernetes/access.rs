@@ -7,11 +7,12 @@ use crate::{
     api::FakeApi,
     follower::{Follower, api_of, inside, kubeconfig, names, timing},
     objects::FakeNode,
-    tls::{Authority, Identity},
+    tls::Authority,
 };
 
 fn tls_api(authority: &Authority, asks_clients: bool) -> FakeApi {
-    let identity = Identity { asks_clients, ..authority.issue("127.0.0.1", ServerAuth) };
+    let mut identity = authority.issue("127.0.0.1", ServerAuth);
+    identity.asks_clients = asks_clients;
     let api = FakeApi::with("127.0.0.1:0", Some(identity));
     api.put([FakeNode::numbered(1)]);
     api

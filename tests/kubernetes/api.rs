@@ -253,7 +253,11 @@ impl Feed {
         loop {
             if self.is_over {
                 return match self.fault {
-                    Some(Fault::CutAfter(_)) => Some(Err(())),
+                    Some(Fault::CutAfter(_)) => {
+                        // What was sent shall arrive before.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        Some(Err(()))
+                    }
                     _ => None,
                 };
             }
@@ -286,7 +290,7 @@ impl Feed {
             let message = format!("too old resource version: {} ({})", self.version, state.compacted);
             return Some(line(&json!({ "type": "ERROR", "object": failure(410, "Expired", &message) })));
         }
-        if let Some((version, event)) = state.events_after(self.version).into_iter().next() {
+        if let Some((version, event)) = state.event_after(self.version) {
             let whole = line(&event);
             if matches!(self.fault, Some(Fault::CutAfter(count)) if self.sent >= count) {
                 self.is_over = true;

@@ -20,13 +20,13 @@ use podnet::{
 };
 use podnet_common::verdict::Verdict;
 
-use crate::{api::FakeApi, follower::kubeconfig, objects::FakeNode};
+use crate::{api::FakeApi, follower::kubeconfig, objects::FakeNode, tls::Identity};
 
 /// Address of the daemons' health.
 const HEALTH: &str = "127.0.0.1:9807";
 
 /// Port of the API server.
-const PORT: u16 = 6443;
+pub(crate) const PORT: u16 = 6443;
 
 /// A cluster whose daemons follow an API server.
 pub(crate) struct Setup {
@@ -38,9 +38,14 @@ pub(crate) struct Setup {
 impl Setup {
     /// Makes a cluster of so many nodes, and an API server that knows them. The daemons follow the static file still.
     pub(crate) fn new(nodes: u8, mode: RoutingMode) -> Self {
+        Self::with_identity(nodes, mode, None)
+    }
+
+    /// Makes the same with a server that speaks TLS, if it has an identity.
+    pub(crate) fn with_identity(nodes: u8, mode: RoutingMode, identity: Option<Identity>) -> Self {
         let cluster = TestCluster::with(|options| (options.nodes, options.mode) = (nodes, mode));
         let address = format!("{}:{PORT}", cluster.outside_address(Family::V4));
-        let api = cluster.outside().run(|| Ok(FakeApi::start(&address))).unwrap();
+        let api = cluster.outside().run(|| Ok(FakeApi::with(&address, identity))).unwrap();
         api.state(|state| state.token = Some("secret".into()));
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("kubeconfig"), kubeconfig(&api.url(), "", "token: secret")).unwrap();
@@ -90,7 +95,7 @@ fn fake(node: &TestNode) -> FakeNode {
 }
 
 /// Asks for the daemon's health as kubelet does; `None` while it does not listen.
-fn health(netns: &Netns, path: &str) -> Option<(u16, String)> {
+pub(crate) fn health(netns: &Netns, path: &str) -> Option<(u16, String)> {
     let mut stream = netns.run(|| Ok(TcpStream::connect(HEALTH)?)).ok()?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {HEALTH}\r\n\r\n").ok()?;
     let mut text = String::new();
@@ -184,7 +189,7 @@ fn daemons_follow_the_api_server_and_carry_on_without_it() {
 }
 
 /// A running daemon that is stopped when it is dropped.
-struct Running(std::process::Child);
+pub(crate) struct Running(pub(crate) std::process::Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

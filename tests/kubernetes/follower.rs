@@ -12,7 +12,6 @@ use podnet::{
         kubernetes::{KubernetesStore, Timing},
     },
     config::kubernetes::KubernetesConfig,
-    lab::node::make_netns,
 };
 use tokio::runtime::Runtime;
 
@@ -52,7 +51,6 @@ pub(crate) struct Follower {
     runtime: Runtime,
     store: KubernetesStore,
     /// Holds the kubeconfig.
-    #[expect(dead_code, reason = "removed when it is dropped")]
     folder: tempfile::TempDir,
 }
 
@@ -124,7 +122,7 @@ impl Follower {
         while !is_true() {
             assert!(Instant::now() < deadline, "in vain: {what}");
             // The store works on the runtime's own thread.
-            self.runtime.block_on(tokio::time::sleep(Duration::from_millis(5)));
+            self.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(5)).await });
         }
     }
 

@@ -6,6 +6,7 @@
 mod access;
 mod api;
 mod condition;
+mod contained;
 mod daemon;
 mod faults;
 mod follower;

@@ -121,9 +121,9 @@ impl State {
         self.lists.clear();
     }
 
-    /// Returns the events after a version.
-    pub(crate) fn events_after(&self, version: u64) -> Vec<(u64, Value)> {
-        self.history.range(version + 1..).map(|(version, event)| (*version, event.clone())).collect()
+    /// Returns the first event after a version.
+    pub(crate) fn event_after(&self, version: u64) -> Option<(u64, Value)> {
+        self.history.range(version + 1..).next().map(|(version, event)| (*version, event.clone()))
     }
 
     /// Notes a request, and returns what shall be wrong with its answer.

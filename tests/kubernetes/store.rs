@@ -70,7 +70,8 @@ fn heart_beats_make_no_snapshot() {
 fn a_burst_makes_one_snapshot() {
     inside(|| {
         let api = api_of(1);
-        let mut follower = Follower::new(&api);
+        let patient = Timing { settle: Duration::from_millis(500), settle_limit: Duration::from_secs(5), ..timing() };
+        let mut follower = Follower::with_timing(&api, patient);
         follower.snapshot();
         follower.until("the watch", || api.state(|state| state.watches) == 1);
         api.put((2..=300).map(FakeNode::numbered));
@@ -79,7 +80,7 @@ fn a_burst_makes_one_snapshot() {
             snapshots += 1;
         }
         assert!(snapshots <= 2, "{snapshots} snapshots");
-        follower.quiet(Duration::from_millis(300));
+        follower.quiet(Duration::from_millis(700));
     });
 }
 

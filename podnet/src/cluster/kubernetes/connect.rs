@@ -52,6 +52,8 @@ pub(super) async fn connect(config: &KubernetesConfig, timing: Timing) -> Result
 pub(super) struct Refusal {
     /// The server's HTTP status; `None`: it did not answer, or what it said makes no sense.
     pub(super) code: Option<u16>,
+    /// Whether the server could not be asked at all.
+    pub(super) is_away: bool,
     /// For people.
     pub(super) reason: String,
     /// How long the server asks to wait.
@@ -61,13 +63,14 @@ pub(super) struct Refusal {
 impl Refusal {
     /// Makes a refusal without an answer of the server.
     pub(super) fn without_answer(reason: String) -> Self {
-        Self { code: None, reason, retry_after: None }
+        Self { code: None, is_away: false, reason, retry_after: None }
     }
 
     /// Explains an error of a request that needs a verb on a resource, as RBAC names them.
     pub(super) fn new(error: &kube::Error, verb: &str, resource: &str) -> Self {
         let kube::Error::Api(status) = error else {
-            return Self::without_answer(format!("{verb} {resource}: {}", chain(error)));
+            let reason = format!("{verb} {resource}: {}", chain(error));
+            return Self { is_away: true, ..Self::without_answer(reason) };
         };
         Self::of_status(status, verb, resource)
     }
@@ -86,7 +89,7 @@ impl Refusal {
         };
         let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
         let retry_after = (seconds > 0).then(|| Duration::from_secs(u64::from(seconds.min(60))));
-        Self { code: Some(status.code), reason, retry_after }
+        Self { code: Some(status.code), is_away: false, reason, retry_after }
     }
 
     /// Whether the state from which the request starts is not to be had any more (410), or never was there (504, after

@@ -54,9 +54,18 @@ pub(super) struct Follower {
     /// State of the cluster up to which the members are known; `None`: a list is needed.
     version: Option<String>,
     /// The failure that was told last, unless the server has answered since.
-    failure: Option<String>,
+    failure: Option<Failure>,
     /// Faults of nodes that were told.
     faults: BTreeMap<String, String>,
+}
+
+/// A failure that was told.
+#[derive(Debug, PartialEq, Eq)]
+enum Failure {
+    /// The server cannot be asked. It is now reset, now refused, now late: that is no news.
+    Away,
+    /// Anything else, in words.
+    Other(String),
 }
 
 /// How following comes to an end.
@@ -122,7 +131,7 @@ impl Follower {
                 }
                 End::Failed(refusal) => {
                     delay = delays.next().unwrap_or_default().max(refusal.retry_after.unwrap_or_default());
-                    self.fail(refusal.reason);
+                    self.fail(refusal.reason, refusal.is_away);
                 }
             }
             debug!(?delay, ?lived, "the watch of nodes has ended");
@@ -131,10 +140,11 @@ impl Follower {
     }
 
     /// Tells a failure, unless it is the one that was told last.
-    fn fail(&mut self, reason: String) {
-        if self.failure.as_ref() != Some(&reason) {
-            self.desk.put(Update::Failed(reason.clone()));
-            self.failure = Some(reason);
+    fn fail(&mut self, reason: String, is_away: bool) {
+        let failure = if is_away { Failure::Away } else { Failure::Other(reason.clone()) };
+        if self.failure.as_ref() != Some(&failure) {
+            self.desk.put(Update::Failed(reason));
+            self.failure = Some(failure);
         }
     }
 
@@ -279,7 +289,7 @@ impl Follower {
                 self.failure = None;
                 self.desk.put(Update::Snapshot(cluster));
             }
-            Err(reason) => self.fail(reason),
+            Err(reason) => self.fail(reason, false),
         }
     }
 }
