@@ -203,16 +203,17 @@ impl Follower {
         let events = timed(self.timing.answer, client.request_events::<NodeObject>(request)).await;
         let events = events.map_err(|error| Refusal::new(&error, "watch", "nodes"))?;
         let mut events = pin!(events);
-        // The server is there, and what is known is what it has.
-        if self.failure.is_some() {
-            self.publish();
-        }
-        let mut due: Option<Due> = None;
+        // The server is there again: that is news, once it has told what it has to tell.
+        let mut due = self.failure.is_some().then(|| Due::after_news(None, self.timing));
+        let mut has_changes = false;
         let end = loop {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) => match self.take(event) {
-                        Ok(true) => due = Some(Due::after_news(due, self.timing)),
+                        Ok(true) => {
+                            due = Some(Due::after_news(due, self.timing));
+                            has_changes = true;
+                        }
                         Ok(false) => {}
                         Err(end) => break Err(end),
                     },
@@ -233,11 +234,12 @@ impl Follower {
                     if due.is_some() =>
                 {
                     due = None;
+                    has_changes = false;
                     self.publish();
                 }
             }
         };
-        if due.is_some() {
+        if has_changes {
             self.publish();
         }
         end
