@@ -65,12 +65,12 @@ fn tls_with_a_token_checks_the_server() {
         let file = folder.path().join("ca.crt");
         let text = kubeconfig(&api.url(), &format!("certificate-authority: {}", file.display()), "token: secret");
         // An authority that did not sign the server's certificate.
-        std::fs::write(&file, &authority_of(&Authority::new())).unwrap();
+        std::fs::write(&file, authority_of(&Authority::new())).unwrap();
         let mut follower = Follower::with_kubeconfig(&text, timing());
         let failure = follower.failure();
         assert!(failure.contains("certificate"), "{failure}");
         assert_eq!(api.state(|state| state.seen.len()), 0, "nothing is asked of a server that is not trusted");
-        std::fs::write(&file, &authority_of(&authority)).unwrap();
+        std::fs::write(&file, authority_of(&authority)).unwrap();
         assert_eq!(names(&follower.snapshot()), ["node1"]);
     });
 }
@@ -114,7 +114,8 @@ fn the_server_of_the_configuration_counts_before_that_of_the_kubeconfig() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kubeconfig");
         std::fs::write(&path, kubeconfig("http://127.0.0.1:1", "", "token: secret")).unwrap();
-        let config = KubernetesConfig { kubeconfig: Some(path), api_server: Some(api.url()), context: Some("here".into()) };
+        let config =
+            KubernetesConfig { kubeconfig: Some(path), api_server: Some(api.url()), context: Some("here".into()) };
         let mut follower = Follower::with_config(config, timing(), folder);
         assert_eq!(names(&follower.snapshot()), ["node1"]);
     });

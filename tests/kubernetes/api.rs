@@ -330,7 +330,11 @@ async fn status(
     }
     let kind = headers.get("content-type").and_then(|value| value.to_str().ok());
     if kind != Some("application/strategic-merge-patch+json") {
-        return Ok(refuse(415, "UnsupportedMediaType", &format!("the body of the request was in an unknown format: {kind:?}")));
+        return Ok(refuse(
+            415,
+            "UnsupportedMediaType",
+            &format!("the body of the request was in an unknown format: {kind:?}"),
+        ));
     }
     let response = {
         let mut state = shared.lock();

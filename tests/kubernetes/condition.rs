@@ -25,7 +25,10 @@ fn the_condition_is_cleared_when_podnet_serves_and_not_before() {
         api.state(|state| {
             let node = &state.nodes["node1"].1;
             let condition = node.condition("NetworkUnavailable").unwrap();
-            assert_eq!((condition["status"].as_str(), condition["reason"].as_str()), (Some("False"), Some("PodnetIsUp")));
+            assert_eq!(
+                (condition["status"].as_str(), condition["reason"].as_str()),
+                (Some("False"), Some("PodnetIsUp"))
+            );
             assert!(condition["lastTransitionTime"].as_str().unwrap().ends_with('Z'), "{condition}");
             // Those of others stay as they were, and so do other nodes.
             assert_eq!(node.condition("Ready").unwrap()["reason"], "KubeletReady");

@@ -59,7 +59,8 @@ fn the_manifests_capabilities_and_service_account_are_enough() {
     // Made before the daemon's mount namespace, which may not see what is mounted later.
     let pods: Vec<Unattached> = ["a", "b"].iter().map(|name| Unattached::new(node, name)).collect();
     let _way = Way::new();
-    let bounding = manifests::capabilities().iter().fold("-all".to_owned(), |all, one| format!("{all},+{}", one.to_lowercase()));
+    let bounding =
+        manifests::capabilities().iter().fold("-all".to_owned(), |all, one| format!("{all},+{}", one.to_lowercase()));
     let script = r#"mount --bind "$1" "$2"; shift 2; exec "$@""#;
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "slave", "sh", "-ec", script, "sh"]).arg(folder.path()).arg(ACCOUNT);
@@ -77,7 +78,10 @@ fn the_manifests_capabilities_and_service_account_are_enough() {
     assert_eq!(number.count_ones() as usize, manifests::capabilities().len(), "{effective}");
     println!("{effective}: {:?}", manifests::capabilities());
 
-    let pods: Vec<_> = pods.into_iter().map(|pod| pod.add().unwrap_or_else(|error| panic!("{error:#}\n{}", node.log_tail()))).collect();
+    let pods: Vec<_> = pods
+        .into_iter()
+        .map(|pod| pod.add().unwrap_or_else(|error| panic!("{error:#}\n{}", node.log_tail())))
+        .collect();
     let far = other.add_pod("far");
     for family in Family::ALL {
         icmp::ping(pods[0].netns(), pods[1].address(family), 3, 56);
@@ -87,7 +91,9 @@ fn the_manifests_capabilities_and_service_account_are_enough() {
     }
     let status = node.status();
     assert!(status.warnings.is_empty(), "{:?}", status.warnings);
-    assert!(node.counters().verdict(Verdict::RedirectedToPod) > 0 && node.counters().verdict(Verdict::RedirectedToNode) > 0);
+    assert!(
+        node.counters().verdict(Verdict::RedirectedToPod) > 0 && node.counters().verdict(Verdict::RedirectedToNode) > 0
+    );
     wait_for("the condition", || {
         setup.api.state(|state| {
             let condition = state.nodes[node.name()].1.condition("NetworkUnavailable").cloned().unwrap();

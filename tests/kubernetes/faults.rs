@@ -93,7 +93,8 @@ fn an_expired_page_begins_the_list_again() {
         api.state(|state| state.fail("list", [Fault::Late(Duration::ZERO), gone]));
         let mut follower = Follower::with_timing(&api, Timing { page: 4, ..timing() });
         assert_eq!(names(&follower.snapshot()).len(), 10);
-        let lists = api.state(|state| state.seen.iter().filter(|seen| seen.verb == "list").cloned().collect::<Vec<_>>());
+        let lists =
+            api.state(|state| state.seen.iter().filter(|seen| seen.verb == "list").cloned().collect::<Vec<_>>());
         assert_eq!(lists.len(), 2 + 3);
         assert!(!lists[2].query.contains_key("continue"), "{lists:?}");
     });
@@ -161,7 +162,8 @@ fn a_watch_that_ends_in_time_goes_on_from_its_bookmark() {
         api.state(|state| state.version += 50);
         follower.until("a bookmark", || api.state(|state| state.count("watch")) >= 2);
         let version = api.state(|state| state.version);
-        let watches = api.state(|state| state.seen.iter().filter(|seen| seen.verb == "watch").cloned().collect::<Vec<_>>());
+        let watches =
+            api.state(|state| state.seen.iter().filter(|seen| seen.verb == "watch").cloned().collect::<Vec<_>>());
         assert_eq!(watches.last().unwrap().query["resourceVersion"], version.to_string());
         assert_eq!(api.state(|state| state.count("list")), 1);
         follower.quiet(Duration::from_millis(500));

@@ -1,7 +1,7 @@
 //! The store `kubernetes` against a fake API server that answers as a real one does, over real HTTP and TLS; daemons of a
 //! cluster that follow it; and the manifests of `deploy/kubernetes`. Everything runs inside of network namespaces that
 //! the tests make.
-#![expect(clippy::unwrap_used, clippy::missing_panics_doc, reason = "test code panics")]
+#![expect(clippy::unwrap_used, reason = "test code panics")]
 
 mod access;
 mod api;

@@ -50,7 +50,9 @@ fn unknown(written: &Value, known: &Value, path: &str) -> Option<String> {
         }),
         (Value::Array(written), Value::Array(known)) if written.len() == known.len() => {
             let pairs = written.iter().zip(known).enumerate();
-            pairs.into_iter().find_map(|(number, (written, known))| unknown(written, known, &format!("{path}[{number}]")))
+            pairs
+                .into_iter()
+                .find_map(|(number, (written, known))| unknown(written, known, &format!("{path}[{number}]")))
         }
         (written, known) => (written != known).then(|| path.to_owned()),
     }
@@ -63,7 +65,9 @@ pub(crate) fn permissions() -> BTreeSet<(String, String)> {
     assert!(rules.iter().all(|rule| rule.api_groups.as_deref() == Some(&[String::new()])), "{rules:?}");
     let pairs = rules.iter().flat_map(|rule| {
         let resources = rule.resources.clone().unwrap();
-        rule.verbs.iter().flat_map(move |verb| resources.clone().into_iter().map(move |resource| (verb.clone(), resource)))
+        rule.verbs
+            .iter()
+            .flat_map(move |verb| resources.clone().into_iter().map(move |resource| (verb.clone(), resource)))
     });
     pairs.collect()
 }
@@ -93,14 +97,18 @@ fn config() -> Config {
 fn the_role_allows_what_the_store_asks_for_and_nothing_else() {
     // What the other tests of this suite see is checked against the same state.
     let asked = State::new().allowed;
-    let asked: BTreeSet<_> = asked.iter().map(|(verb, resource)| ((*verb).to_owned(), (*resource).to_owned())).collect();
+    let asked: BTreeSet<_> =
+        asked.iter().map(|(verb, resource)| ((*verb).to_owned(), (*resource).to_owned())).collect();
     assert_eq!(permissions(), asked);
     let binding: ClusterRoleBinding = document("podnet.yaml", "ClusterRoleBinding");
     let account: ServiceAccount = document("podnet.yaml", "ServiceAccount");
     let role: ClusterRole = document("podnet.yaml", "ClusterRole");
     assert_eq!(Some(binding.role_ref.name), role.metadata.name);
     let subject = &binding.subjects.unwrap()[0];
-    assert_eq!((Some(&subject.name), &subject.namespace), (account.metadata.name.as_ref(), &account.metadata.namespace));
+    assert_eq!(
+        (Some(&subject.name), &subject.namespace),
+        (account.metadata.name.as_ref(), &account.metadata.namespace)
+    );
     let spec = pod("podnet.yaml");
     assert_eq!(spec.service_account_name, account.metadata.name);
     assert_eq!(spec.automount_service_account_token, Some(true));
@@ -133,7 +141,8 @@ fn the_configuration_is_valid_and_fits_the_daemon_set() {
         value("PODNET_CNI_CONF_DIR").into(),
     ] {
         let mounts = container.volume_mounts.as_ref().unwrap();
-        let mount = mounts.iter().find(|mount| path.starts_with(&mount.mount_path)).unwrap_or_else(|| panic!("{path:?}"));
+        let mount =
+            mounts.iter().find(|mount| path.starts_with(&mount.mount_path)).unwrap_or_else(|| panic!("{path:?}"));
         let volumes = pod("podnet.yaml").volumes.unwrap();
         let volume: &Volume = volumes.iter().find(|volume| volume.name == mount.name).unwrap();
         assert_eq!(volume.host_path.as_ref().unwrap().path, mount.mount_path);
@@ -153,7 +162,11 @@ fn the_pods_run_on_every_node_and_before_all_others() {
         assert_eq!((spec.host_network, spec.host_pid), (Some(true), None));
         assert_eq!(spec.priority_class_name.as_deref(), Some("system-node-critical"));
         let tolerations = spec.tolerations.unwrap();
-        assert!(tolerations.iter().any(|all| all.operator.as_deref() == Some("Exists") && all.key.is_none() && all.effect.is_none()));
+        assert!(
+            tolerations
+                .iter()
+                .any(|all| all.operator.as_deref() == Some("Exists") && all.key.is_none() && all.effect.is_none())
+        );
         let set: DaemonSet = document(name, "DaemonSet");
         let set = set.spec.unwrap();
         let labels = set.template.metadata.unwrap().labels.unwrap();
@@ -194,7 +207,8 @@ fn unknown_fields_are_found() {
 
 #[test]
 fn every_document_is_one_of_those_that_are_checked() {
-    let kinds: Vec<String> = documents("podnet.yaml").iter().map(|document| document["kind"].as_str().unwrap().into()).collect();
+    let kinds: Vec<String> =
+        documents("podnet.yaml").iter().map(|document| document["kind"].as_str().unwrap().into()).collect();
     let checked = ["Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet"];
     assert_eq!(kinds, checked);
 }

@@ -41,7 +41,10 @@ fn requests_are_as_the_api_wants_them() {
         let (seen, version) = api.state(|state| (state.seen.clone(), state.version));
         let limits: Vec<_> = seen[..3].iter().map(|seen| (seen.verb, seen.query["limit"].as_str())).collect();
         assert_eq!(limits, [("list", "3"); 3]);
-        assert!(!seen[0].query.contains_key("continue") && seen[1..3].iter().all(|seen| seen.query.contains_key("continue")));
+        assert!(
+            !seen[0].query.contains_key("continue")
+                && seen[1..3].iter().all(|seen| seen.query.contains_key("continue"))
+        );
         // Without a resourceVersion a list is the newest state; with one and a limit it would be another one in pages.
         assert!(seen[..3].iter().all(|seen| !seen.query.contains_key("resourceVersion")), "{seen:?}");
         let watch = &seen[3].query;
@@ -126,7 +129,10 @@ fn unfinished_nodes_do_not_fail_the_rest() {
         let mut follower = Follower::new(&api);
         let cluster = follower.snapshot();
         assert_eq!(names(&cluster), ["bad-cidr", "no-cidr", "node1", "node2"]);
-        assert!(cluster.node("no-cidr").unwrap().pod_cidrs.is_empty() && cluster.node("bad-cidr").unwrap().pod_cidrs.is_empty());
+        assert!(
+            cluster.node("no-cidr").unwrap().pod_cidrs.is_empty()
+                && cluster.node("bad-cidr").unwrap().pod_cidrs.is_empty()
+        );
 
         // As the controller manager and kubelet do it: the rest comes later.
         api.state(|state| state.change("no-cidr", |node| node.pod_cidrs = vec!["10.93.0.0/24".into()]));

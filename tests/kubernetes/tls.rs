@@ -72,7 +72,8 @@ pub(crate) struct TlsListener {
 impl TlsListener {
     pub(crate) fn new(listener: TcpListener, identity: &Identity) -> Self {
         let provider = Arc::new(ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+        let builder =
+            ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
         let builder = if identity.asks_clients {
             let mut roots = RootCertStore::empty();
             roots.add(identity.root.clone()).unwrap();

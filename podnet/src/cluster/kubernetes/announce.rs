@@ -1,11 +1,7 @@
 //! Clears the node's condition `NetworkUnavailable` once podnet serves, and whenever somebody sets it again: as long as it
 //! is true, no pod is scheduled to the node. Nothing else is ever written.
 
-use k8s_openapi::{
-    api::core::v1::NodeCondition,
-    apimachinery::pkg::apis::meta::v1::Time,
-    jiff::Timestamp,
-};
+use k8s_openapi::{api::core::v1::NodeCondition, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{
     api::{Patch, PatchParams},
     core::Request,

@@ -1,8 +1,8 @@
 //! Clients of the API server, and what their errors mean.
 
-use std::{error::Error as _, time::Duration};
+use std::{error::Error, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use axum::http::{HeaderValue, header::USER_AGENT};
 use kube::{
     Client,
@@ -25,9 +25,10 @@ pub(super) async fn connect(config: &KubernetesConfig, timing: Timing) -> Result
     let mut settings = match &config.kubeconfig {
         Some(path) => {
             let operation = || format!("kubeconfig {}", path.display());
-            let file = Kubeconfig::read_from(path).with_context(operation)?;
+            let file = Kubeconfig::read_from(path).map_err(|error| anyhow!(chain(&error))).with_context(operation)?;
             let options = KubeConfigOptions { context: config.context.clone(), ..KubeConfigOptions::default() };
-            kube::Config::from_custom_kubeconfig(file, &options).await.with_context(operation)?
+            let settings = kube::Config::from_custom_kubeconfig(file, &options).await;
+            settings.map_err(|error| anyhow!(chain(&error))).with_context(operation)?
         }
         // The service's address in the environment does not matter then.
         None if config.api_server.is_some() => kube::Config::incluster_dns().context("service account of the pod")?,
@@ -44,7 +45,7 @@ pub(super) async fn connect(config: &KubernetesConfig, timing: Timing) -> Result
     // Retries are this module's business: a hidden one would keep a failure back.
     settings.default_retry = false;
     settings.headers.push((USER_AGENT, HeaderValue::from_static(concat!("podnet/", env!("CARGO_PKG_VERSION")))));
-    Client::try_from(settings).context("make a client of the API server")
+    Client::try_from(settings).map_err(|error| anyhow!("make a client of the API server: {}", chain(&error)))
 }
 
 /// Why a request did not succeed.
@@ -118,7 +119,7 @@ pub(super) async fn timed<T>(
 }
 
 /// Returns an error with its causes, each once: kube's errors repeat theirs.
-fn chain(error: &kube::Error) -> String {
+fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

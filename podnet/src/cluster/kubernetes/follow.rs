@@ -93,17 +93,7 @@ impl Follower {
         condition: watch::Sender<Condition>,
     ) -> Self {
         let members = Members::new(own.clone());
-        Self {
-            config,
-            own,
-            timing,
-            desk,
-            condition,
-            members,
-            version: None,
-            failure: None,
-            faults: BTreeMap::new(),
-        }
+        Self { config, own, timing, desk, condition, members, version: None, failure: None, faults: BTreeMap::new() }
     }
 
     /// Follows for ever.

@@ -52,11 +52,8 @@ impl Members {
 
     /// Makes the snapshot.
     pub(super) fn judge(&self) -> Judgement {
-        let mut faults: BTreeMap<String, String> = self
-            .records
-            .iter()
-            .filter_map(|(name, record)| Some((name.clone(), record.fault.clone()?)))
-            .collect();
+        let mut faults: BTreeMap<String, String> =
+            self.records.iter().filter_map(|(name, record)| Some((name.clone(), record.fault.clone()?))).collect();
         let mut own = self.own_fault();
         let mut nodes: Vec<(&String, &Record)> =
             self.records.iter().filter(|(_, record)| !record.addresses.is_empty()).collect();
@@ -212,11 +209,9 @@ mod tests {
 
     #[test]
     fn of_one_address_the_younger_object_has_it() {
-        let judgement = members(&[
-            object("old", "10.0.0.9", "10.244.2.0/24", 1),
-            object("young", "10.0.0.9", "10.244.3.0/24", 2),
-        ])
-        .judge();
+        let judgement =
+            members(&[object("old", "10.0.0.9", "10.244.2.0/24", 1), object("young", "10.0.0.9", "10.244.3.0/24", 2)])
+                .judge();
         assert_eq!(names(&judgement), ["own", "young"]);
         let fault = &judgement.faults["old"];
         assert!(fault.contains("old") && fault.contains("young") && fault.contains("10.0.0.9"), "{fault}");

@@ -167,7 +167,9 @@ mod tests {
     }
 
     fn node(spec: &str, addresses: &str) -> String {
-        format!(r#"{{"metadata":{{"name":"a","labels":{{"x":"y"}}}},"spec":{spec},"status":{{"addresses":{addresses}}}}}"#)
+        format!(
+            r#"{{"metadata":{{"name":"a","labels":{{"x":"y"}}}},"spec":{spec},"status":{{"addresses":{addresses}}}}}"#
+        )
     }
 
     const ADDRESSES: &str = r#"[{"type":"Hostname","address":"a"},{"type":"ExternalIP","address":"203.0.113.1"},
@@ -185,7 +187,10 @@ mod tests {
 
     #[test]
     fn an_old_object_has_one_pod_cidr() {
-        assert_eq!(crate::config::show(&record(&node(r#"{"podCIDR":"10.244.1.0/24"}"#, ADDRESSES)).pod_cidrs), "[10.244.1.0/24]");
+        assert_eq!(
+            crate::config::show(&record(&node(r#"{"podCIDR":"10.244.1.0/24"}"#, ADDRESSES)).pod_cidrs),
+            "[10.244.1.0/24]"
+        );
         let none = record(&node("{}", ADDRESSES));
         assert!(none.pod_cidrs.is_empty() && none.fault.is_none(), "{none:?}");
     }
