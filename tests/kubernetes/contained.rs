@@ -3,7 +3,7 @@
 
 use std::{path::Path, process::Command};
 
-use harness::{Family, icmp, pod::Unattached, wait_for};
+use harness::{Family, icmp, interfaces, pod::Unattached, wait_for};
 use podnet::config::{Config, RoutingMode, StoreConfig, kubernetes::KubernetesConfig};
 use podnet_common::verdict::Verdict;
 use rcgen::ExtendedKeyUsagePurpose::ServerAuth;
@@ -83,6 +83,9 @@ fn the_manifests_capabilities_and_service_account_are_enough() {
         .map(|pod| pod.add().unwrap_or_else(|error| panic!("{error:#}\n{}", node.log_tail())))
         .collect();
     let far = other.add_pod("far");
+    for node in [node, other] {
+        interfaces::wait_for_carriers(node.netns());
+    }
     for family in Family::ALL {
         icmp::ping(pods[0].netns(), pods[1].address(family), 3, 56);
         icmp::ping(pods[0].netns(), far.address(family), 3, 56);

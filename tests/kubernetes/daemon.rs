@@ -160,6 +160,7 @@ fn daemons_follow_the_api_server_and_carry_on_without_it() {
     assert!(status.cluster.failure.unwrap().contains("nodes"), "the failure names what was asked for");
     traffic.wait_for_progress();
     let late = node.add_pod("late");
+    interfaces::wait_for_carriers(node.netns());
     icmp::ping(late.netns(), pods[1].address(Family::V4), 2, 56);
     // A daemon that starts meanwhile has the last known nodes.
     node.stop_daemon();

@@ -13,8 +13,8 @@ const NODES: u32 = 10_000;
 /// How many images each node has: kubelet reports as many at most (`nodeStatusMaxImages`).
 const IMAGES: usize = 50;
 
-/// Longest time from the daemon's start until it has all nodes, on a machine that does other things, too.
-const START: Duration = Duration::from_secs(30);
+/// Most CPU time of the daemon from its start until it has all nodes; the rest is the server's.
+const START: Duration = Duration::from_secs(6);
 
 /// Most memory that the daemon may ever have had, in MiB.
 const PEAK: f64 = 160.0;
@@ -61,13 +61,17 @@ fn ten_thousand_nodes() {
     node.stop_daemon();
     node.start_daemon();
     wait_for("all nodes of the file", || known(all));
+    let remaining: Vec<ClusterNode> = file.iter().filter(|node| node.name != "remote-node20").cloned().collect();
+    setup.cluster.nodes_file().write(&remaining).unwrap();
+    wait_for("one node less", || known(all - 1));
     let (peak, cpu) = (memory(node, "VmHWM"), cpu_time(node));
-    println!("{NODES} nodes of a file: {peak:.0} MiB at most, {cpu:.1?} of CPU");
+    println!("{NODES} nodes of a file, and a change: {peak:.0} MiB at most, {cpu:.1?} of CPU");
 
     setup.api.put(nodes);
     setup.configure(node);
     let begun = Instant::now();
     node.start_daemon();
+    node.wait_for_log(&["the nodes are listed"]);
     wait_for("all nodes", || known(all));
     let (elapsed, cpu) = (begun.elapsed(), cpu_time(node));
     let (resident, peak) = (memory(node, "VmRSS"), memory(node, "VmHWM"));
@@ -75,8 +79,6 @@ fn ten_thousand_nodes() {
         "{NODES} nodes of {size} bytes, {} MB in all: ready after {elapsed:.1?}, {cpu:.1?} of CPU, {resident:.0} MiB resident, {peak:.0} MiB at most",
         size * NODES as usize / 1_000_000
     );
-    let list = node.wait_for_log(&["the nodes are listed"]);
-    println!("{list}");
 
     // One of them leaves, while all of them beat their hearts once.
     setup.api.state(|state| {
@@ -96,7 +98,7 @@ fn ten_thousand_nodes() {
     setup.api.state(|state| state.delete("remote-node21"));
     wait_for("another node less", || known(NODES as usize));
     println!("a change: {:.0?}; {:.0} MiB at most", begun.elapsed(), memory(node, "VmHWM"));
-    assert!(elapsed < START, "{elapsed:?}");
+    assert!(cpu < START, "{cpu:?}");
     let peak = memory(node, "VmHWM");
-    assert!(cfg!(debug_assertions) || peak < PEAK, "{peak} MiB");
+    assert!(peak < PEAK, "{peak} MiB");
 }
