@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use self::etcd::EtcdConfig;
+use self::{etcd::EtcdConfig, kubernetes::KubernetesConfig};
 use crate::api::DatapathMode;
 
 pub mod etcd;
+pub mod kubernetes;
 
 /// Configuration of one node's daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +157,8 @@ pub enum StoreConfig {
     },
     /// An etcd, where nodes register and claim their pod CIDRs.
     Etcd(Box<EtcdConfig>),
+    /// Node objects of Kubernetes.
+    Kubernetes(KubernetesConfig),
 }
 
 /// Log levels at start.
@@ -241,6 +244,17 @@ impl Config {
         Ok(config)
     }
 
+    /// Gives the node another name, if there is one: the same file may serve all nodes.
+    ///
+    /// # Errors
+    ///
+    /// The name is empty.
+    pub fn named(self, node: Option<String>) -> Result<Self> {
+        let config = Self { node: node.unwrap_or(self.node), ..self };
+        config.validate()?;
+        Ok(config)
+    }
+
     fn validate(&self) -> Result<()> {
         ensure!(!self.node.is_empty(), "node: the name is empty; give the node's name");
         ensure!(
@@ -320,6 +334,7 @@ impl Config {
                 Ok(())
             }
             Some(StoreConfig::Etcd(etcd)) => etcd.validate(&self.cluster_cidrs, &self.pod_cidrs),
+            Some(StoreConfig::Kubernetes(kubernetes)) => kubernetes.validate(),
             None => Ok(()),
         }
     }

@@ -25,13 +25,14 @@ use crate::{
     plan::{REAP_GROUP, is_veth_name},
 };
 
-/// Runs the daemon until SIGTERM or SIGINT. Pods and their traffic stay as they are when it ends.
+/// Runs the daemon until SIGTERM or SIGINT. Pods and their traffic stay as they are when it ends. `node`: the node's name,
+/// instead of the configuration's.
 ///
 /// # Errors
 ///
 /// The configuration is unusable, another daemon runs, or the node cannot be brought into its desired state.
-pub fn run(config_path: &Path) -> Result<()> {
-    let config = Config::load(config_path)?;
+pub fn run(config_path: &Path, node: Option<String>) -> Result<()> {
+    let config = Config::load(config_path)?.named(node)?;
     let logging = Logging::start(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // One is enough for an API that passes everything on, and hands nothing from thread to thread.
@@ -45,8 +46,8 @@ pub fn run(config_path: &Path) -> Result<()> {
 }
 
 /// Removes everything that podnet made on the node. The daemon must not run.
-pub fn cleanup(config_path: &Path) -> Result<()> {
-    let config = Config::load(config_path)?;
+pub fn cleanup(config_path: &Path, node: Option<String>) -> Result<()> {
+    let config = Config::load(config_path)?.named(node)?;
     Logging::start(&config.log)?;
     server::ensure_not_served(&config.socket)?;
     // A daemon that was started with another socket.

@@ -43,6 +43,9 @@ enum Command {
         /// Configuration file.
         #[arg(long, default_value = DEFAULT_CONFIG, value_name = "FILE")]
         config: PathBuf,
+        /// Name of the node, instead of the configuration's.
+        #[arg(long, env = "PODNET_NODE", value_name = "NAME")]
+        node: Option<String>,
         /// Remove everything that podnet made on this node, and end.
         #[arg(long)]
         cleanup: bool,
@@ -162,8 +165,8 @@ pub fn run() -> ExitCode {
 fn execute(cli: Cli) -> Result<ExitCode> {
     let client = || Client::new(&cli.socket);
     match cli.command {
-        Command::Daemon { config, cleanup: true } => daemon::cleanup(&config)?,
-        Command::Daemon { config, cleanup: false } => daemon::run(&config)?,
+        Command::Daemon { config, node, cleanup: true } => daemon::cleanup(&config, node)?,
+        Command::Daemon { config, node, cleanup: false } => daemon::run(&config, node)?,
         Command::Status { output } => return status::show(&client(), output.output),
         Command::Pods { output } => pod::list(&client(), output.output)?,
         Command::Nodes { output } => nodes::list(&client(), output.output)?,

@@ -9,11 +9,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use self::{etcd::EtcdStore, static_store::StaticStore};
+use self::{etcd::EtcdStore, kubernetes::KubernetesStore, static_store::StaticStore};
 use crate::config::{Config, StoreConfig};
 
 pub mod etcd;
 pub mod file;
+pub mod kubernetes;
 pub mod last_known;
 pub mod static_store;
 mod watch;
@@ -78,6 +79,8 @@ pub enum AnyStore {
     Static(StaticStore),
     /// An etcd.
     Etcd(EtcdStore),
+    /// Node objects of Kubernetes.
+    Kubernetes(KubernetesStore),
 }
 
 /// Opens the store that the configuration names, if it names one. It need not be reachable: that is for [`Store::next`]
@@ -91,6 +94,9 @@ pub fn open(config: &Config) -> Result<Option<AnyStore>> {
     Ok(Some(match store {
         StoreConfig::Static { path } => StaticStore::new(path).map(AnyStore::Static).context("store.path")?,
         StoreConfig::Etcd(etcd) => AnyStore::Etcd(EtcdStore::new(config, etcd)?),
+        StoreConfig::Kubernetes(kubernetes) => {
+            AnyStore::Kubernetes(KubernetesStore::new(kubernetes.clone(), config.node.clone()))
+        }
     }))
 }
 
@@ -102,7 +108,7 @@ pub fn open(config: &Config) -> Result<Option<AnyStore>> {
 pub fn leave(config: &Config) -> Result<()> {
     match &config.store {
         Some(StoreConfig::Etcd(store)) => etcd::leave(config, store),
-        Some(StoreConfig::Static { .. }) | None => Ok(()),
+        Some(StoreConfig::Static { .. } | StoreConfig::Kubernetes(_)) | None => Ok(()),
     }
 }
 
@@ -111,6 +117,7 @@ impl Store for AnyStore {
         match self {
             Self::Static(store) => store.describe(),
             Self::Etcd(store) => store.describe(),
+            Self::Kubernetes(store) => store.describe(),
         }
     }
 
@@ -118,6 +125,7 @@ impl Store for AnyStore {
         match self {
             Self::Static(store) => store.next().await,
             Self::Etcd(store) => store.next().await,
+            Self::Kubernetes(store) => store.next().await,
         }
     }
 
@@ -125,6 +133,7 @@ impl Store for AnyStore {
         match self {
             Self::Static(store) => store.allots_pod_cidrs(),
             Self::Etcd(store) => store.allots_pod_cidrs(),
+            Self::Kubernetes(store) => store.allots_pod_cidrs(),
         }
     }
 
@@ -132,6 +141,7 @@ impl Store for AnyStore {
         match self {
             Self::Static(store) => store.announce_ready(),
             Self::Etcd(store) => store.announce_ready(),
+            Self::Kubernetes(store) => store.announce_ready(),
         }
     }
 }
