@@ -23,19 +23,24 @@ pub(crate) fn run(consent: Consent) -> Result<()> {
 
 /// Builds the eBPF object and the release binary, and returns where the binary lies.
 pub(crate) fn release(consent: Consent) -> Result<PathBuf> {
+    binary(consent, "release")
+}
+
+/// Builds the eBPF object and the binary with one of the workspace's profiles, and returns where the binary lies.
+pub(crate) fn binary(consent: Consent, profile: &str) -> Result<PathBuf> {
     build_ebpf::run(&build_ebpf::Args::release(consent))?;
     let host = host()?;
     // The flags must not reach build scripts and procedural macros, which are dynamic; naming the target sees to that.
     let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", host.to_uppercase().replace('-', "_"));
     workspace::cargo()
-        .args(["build", "--release", "--package", "podnet", "--target", &host])
+        .args(["build", "--profile", profile, "--package", "podnet", "--target", &host])
         .env(&variable, RUSTFLAGS)
         .run()?;
-    Ok(workspace::target().join(host).join("release/podnet"))
+    Ok(workspace::target().join(host).join(profile).join("podnet"))
 }
 
 /// Returns the target triple of this machine.
-fn host() -> Result<String> {
+pub(crate) fn host() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = crate::process::Cmd::new(rustc).shown_as("rustc").arg("-vV").capture()?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;

@@ -44,6 +44,16 @@ pub(crate) const BUILD: &[Package] = &[
     },
 ];
 
+/// Packages that `dist` takes parts from.
+pub(crate) const DIST: &[Package] = &[
+    Package { name: "nftables", provides: Provides::Command("nft"), reason: "the image's `nft`, for masquerading" },
+    Package {
+        name: "ca-certificates",
+        provides: Provides::File("/etc/ssl/certs/ca-certificates.crt"),
+        reason: "the image's certificate authorities",
+    },
+];
+
 /// Packages that the privileged test suites and the lab need.
 pub(crate) const TESTS: &[Package] = &[
     Package {
