@@ -328,6 +328,13 @@ mod tests {
     }
 
     #[test]
+    fn the_template_is_what_the_defaults_install() {
+        let args = Cli::try_parse_from(["podnet"]).unwrap().install;
+        let template = include_str!("../../deploy/10-podnet.conflist");
+        assert_eq!(format!("{:#}\n", conflist(&args, false)), template);
+    }
+
+    #[test]
     fn install_twice_and_uninstall_twice() {
         let root = tempfile::tempdir().unwrap();
         let args = args(root.path(), &[]);

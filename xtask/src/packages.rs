@@ -107,6 +107,17 @@ pub(crate) const TESTS: &[Package] = &[
         provides: Provides::Command("busybox"),
         reason: "suite `runtimes`: the image of the test pods",
     },
+    Package { name: "podman", provides: Provides::Command("podman"), reason: "suite `dist`: loads and runs the image" },
+    Package {
+        name: "lintian",
+        provides: Provides::Command("lintian"),
+        reason: "suite `dist`: what Debian says of the package",
+    },
+    Package {
+        name: "systemd",
+        provides: Provides::Command("systemd-analyze"),
+        reason: "suite `dist`: `systemd-analyze verify` reads the unit; no systemd is started",
+    },
 ];
 
 /// Returns the packages of a list that are absent.
