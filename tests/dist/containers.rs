@@ -56,7 +56,7 @@ impl<'machine> Containerd<'machine> {
         output(self.ctr().args(args))
     }
 
-    /// Starts a container that goes on; its output goes to `NAME.log`.
+    /// Starts a container that goes on; its output goes to `NAME.log`. For `ctr`, arguments replace the entry point.
     pub(crate) fn serve(&self, name: &str, options: &[String], args: &[&str]) {
         let mut all: Vec<String> = ["--address", SOCKET, "run", "--rm"].map(String::from).to_vec();
         all.extend(["--cgroup".into(), format!("/{}/{name}", self.machine.id())]);
@@ -66,7 +66,7 @@ impl<'machine> Containerd<'machine> {
         self.machine.serve(name, "ctr", &all.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
-    /// Runs podnet out of the image to its end, without a network.
+    /// Runs a program of the image to its end, without a network.
     pub(crate) fn once(&self, name: &str, args: &[&str]) -> String {
         let (cgroup, image) = (format!("/{}/{name}", self.machine.id()), image());
         self.run(&[&["run", "--rm", "--read-only", "--cgroup", &cgroup, &image, name], args].concat())

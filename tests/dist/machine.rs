@@ -73,6 +73,11 @@ impl Machine {
         self.dir.path().file_name().expect("the folder has a name").to_string_lossy().into_owned()
     }
 
+    /// Returns the path by which this test reaches a file of the machine.
+    pub(crate) fn path(&self, path: &str) -> std::path::PathBuf {
+        format!("/proc/{}/root{path}", self.first.id()).into()
+    }
+
     /// Returns a command that runs on the machine.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");

@@ -8,3 +8,4 @@ mod containers;
 mod debian;
 mod image;
 mod machine;
+mod service;
