@@ -131,8 +131,7 @@ async fn serve(config: Config, logging: Logging, args: DaemonArgs) -> Result<()>
     }
 
     let installation = Installation::default();
-    let context =
-        server::Context { engine: engine.clone(), health, logging, installation: installation.clone() };
+    let context = server::Context { engine: engine.clone(), health, logging, installation: installation.clone() };
     let listener = server::bind(&config.socket)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let api = tokio::spawn(server::serve_unix(listener, server::router(context), async move {

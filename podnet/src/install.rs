@@ -153,7 +153,9 @@ fn validate(args: &InstallArgs) -> Result<()> {
     let target = &args.target;
     ensure!(is_identifier(&target.network_name), "--network-name: {:?} {IDENTIFIER_RULE}", target.network_name);
     ensure!(
-        target.conf_name.ends_with(".conflist") && !target.conf_name.starts_with('.') && !target.conf_name.contains('/'),
+        target.conf_name.ends_with(".conflist")
+            && !target.conf_name.starts_with('.')
+            && !target.conf_name.contains('/'),
         "--conf-name: {:?} is not a file name that ends in .conflist, such as 10-podnet.conflist",
         target.conf_name
     );

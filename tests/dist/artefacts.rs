@@ -20,7 +20,8 @@ pub(crate) fn folder() -> PathBuf {
 /// Returns the artefact whose name ends so.
 pub(crate) fn ending(end: &str) -> PathBuf {
     let entries = std::fs::read_dir(folder()).expect("read the folder of the artefacts");
-    let found = entries.filter_map(Result::ok).map(|entry| entry.path()).find(|path| path.to_string_lossy().ends_with(end));
+    let found =
+        entries.filter_map(Result::ok).map(|entry| entry.path()).find(|path| path.to_string_lossy().ends_with(end));
     found.unwrap_or_else(|| panic!("there is no artefact *{end}"))
 }
 
@@ -64,7 +65,16 @@ fn the_tarball_holds_what_a_node_needs() {
         assert!(notices.contains(&format!("\n  {library}")), "{library} is not listed");
     }
     // What the template says is what the binary installs.
-    run(root.join("podnet"), &["install", "--cni-bin-dir", &root.join("bin").to_string_lossy(), "--cni-conf-dir", &root.join("conf").to_string_lossy()]);
+    run(
+        root.join("podnet"),
+        &[
+            "install",
+            "--cni-bin-dir",
+            &root.join("bin").to_string_lossy(),
+            "--cni-conf-dir",
+            &root.join("conf").to_string_lossy(),
+        ],
+    );
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
     assert_eq!(read("conf/10-podnet.conflist"), read("deploy/10-podnet.conflist"));
 }

@@ -26,8 +26,20 @@ const CAPABILITIES: [&str; 2] = ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"];
 
 /// What containerd gives unless it is told otherwise.
 const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
-    "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
 ];
 
 const CONFIG: &str = r#"node = "node1"
@@ -40,7 +52,9 @@ resync-seconds = 1
 /// Returns the options of a container as the DaemonSet makes it.
 fn daemon_options() -> Vec<String> {
     let mut options: Vec<String> =
-        ["--net-host", "--read-only", "--seccomp", "--env", "PODNET_PROC_SYS=/host/proc/sys"].map(String::from).to_vec();
+        ["--net-host", "--read-only", "--seccomp", "--env", "PODNET_PROC_SYS=/host/proc/sys"]
+            .map(String::from)
+            .to_vec();
     options.extend(DEFAULT_CAPABILITIES.iter().flat_map(|name| ["--cap-drop".into(), (*name).to_owned()]));
     options.extend(CAPABILITIES.iter().flat_map(|name| ["--cap-add".into(), (*name).to_owned()]));
     for (from, to, how) in [
@@ -61,7 +75,9 @@ fn daemon_options() -> Vec<String> {
 /// Starts the daemon in a container, and returns when it serves.
 fn start_daemon(machine: &Machine, containerd: &Containerd<'_>, name: &str, options: &[String]) {
     containerd.serve(name, options, &["podnet", "daemon", "--install"]);
-    poll("the daemon is ready", || containerd.exec(name, &["podnet", "status", "-o", "json"]).map_err(|e| e + &machine.log(name)));
+    poll("the daemon is ready", || {
+        containerd.exec(name, &["podnet", "status", "-o", "json"]).map_err(|e| e + &machine.log(name))
+    });
 }
 
 /// Runs the installed plugin on the machine, as a runtime does.
@@ -88,7 +104,8 @@ fn containerd_and_podman_run_the_image() {
 
     let podman = |args: &str| {
         // Debian's podman is told what this machine lacks: an init system with a journal, and cgroups of version 2.
-        machine.shell(&format!("podman --cgroup-manager cgroupfs --events-backend file --storage-driver vfs {args} 2>&1"))
+        machine
+            .shell(&format!("podman --cgroup-manager cgroupfs --events-backend file --storage-driver vfs {args} 2>&1"))
     };
     let loaded = podman(&format!("load --input {ARCHIVE}"));
     assert!(loaded.contains(&image()), "{loaded}");
@@ -111,8 +128,9 @@ fn a_container_with_the_least_capabilities_serves_the_node() {
     // Plugin and configuration are there; the plugin is the image's binary.
     poll("the plugin is installed", || machine.try_shell("cat /etc/cni/net.d/10-podnet.conflist"));
     assert_eq!(machine.shell("/opt/cni/bin/podnet --version"), artefacts::version());
-    let status: Value = serde_json::from_str(&containerd.exec("first", &["podnet", "status", "-o", "json"]).expect("status"))
-        .expect("the status is JSON");
+    let status: Value =
+        serde_json::from_str(&containerd.exec("first", &["podnet", "status", "-o", "json"]).expect("status"))
+            .expect("the status is JSON");
     assert_eq!(status["warnings"], json!([]), "nothing works less well than it should");
     assert_eq!(status["datapath"]["attached"], true, "{status}");
     let version = machine.shell("ls /sys/fs/bpf/podnet");
@@ -124,7 +142,8 @@ fn a_container_with_the_least_capabilities_serves_the_node() {
         machine.shell(&format!("ip netns add {pod}"));
         plugin(&machine, "ADD", pod);
     }
-    let ping = "ip netns exec a ping -c 3 -i 0.2 -W 2 10.244.1.3; ip netns exec a ping -c 3 -i 0.2 -W 2 fd00:10:244:1::3";
+    let ping =
+        "ip netns exec a ping -c 3 -i 0.2 -W 2 10.244.1.3; ip netns exec a ping -c 3 -i 0.2 -W 2 fd00:10:244:1::3";
     assert_eq!(machine.shell(ping).matches(" 0% packet loss").count(), 2);
     // The sysctls of pods are written through the node's /proc/sys, and land in the pod.
     assert_eq!(machine.shell("ip netns exec a cat /proc/sys/net/ipv6/conf/eth0/accept_ra").trim(), "0");

@@ -146,8 +146,9 @@ impl Drop for Machine {
         }
         // `unshare --kill-child` passes the end on to the machine's first process, and the kernel to all others.
         let mut children = self.services.take();
-        for result in
-            [self.first.kill(), self.first.wait().map(drop)].into_iter().chain(children.iter_mut().map(|child| child.wait().map(drop)))
+        for result in [self.first.kill(), self.first.wait().map(drop)]
+            .into_iter()
+            .chain(children.iter_mut().map(|child| child.wait().map(drop)))
         {
             if let Err(error) = result {
                 eprintln!("end the machine: {error}");
@@ -162,7 +163,8 @@ fn remove_cgroups(name: &str) {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = std::fs::read_dir(root).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
     for parent in hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(name)) {
-        let children = std::fs::read_dir(&parent).into_iter().flatten().filter_map(Result::ok).map(|child| child.path());
+        let children =
+            std::fs::read_dir(&parent).into_iter().flatten().filter_map(Result::ok).map(|child| child.path());
         for folder in children.filter(|child| child.is_dir()).chain([parent.clone()]).filter(|folder| folder.is_dir()) {
             // A process that was killed takes a moment to leave.
             let start = Instant::now();

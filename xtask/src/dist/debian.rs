@@ -25,13 +25,15 @@ pub(super) fn package(release: &Release, binary: &[u8], notices: &str) -> Result
     let data = data(release, binary, notices)?;
     let mut control = Tree::default();
     control.file("control", 0o644, control_file(release, &data));
-    let conffiles: String =
-        data.files().filter(|(path, _)| path.starts_with("etc/")).map(|(path, _)| format!("/{path}\n")).collect();
-    control.file("conffiles", 0o644, conffiles);
-    let mut sums = String::new();
-    for (path, content) in data.files().filter(|(path, _)| !path.starts_with("etc/")) {
-        writeln!(sums, "{}  {path}", hex(&Md5::digest(content)))?;
+    let (mut conffiles, mut sums) = (String::new(), String::new());
+    for (path, content) in data.files() {
+        if path.starts_with("etc/") {
+            writeln!(conffiles, "/{path}")?;
+        } else {
+            writeln!(sums, "{}  {path}", hex(&Md5::digest(content)))?;
+        }
     }
+    control.file("conffiles", 0o644, conffiles);
     control.file("md5sums", 0o644, sums);
     for script in SCRIPTS {
         control.file(script, 0o755, deploy(&format!("debian/{script}"))?);

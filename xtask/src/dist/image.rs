@@ -62,13 +62,12 @@ pub(super) fn archive(release: &Release, layers: &[Layer], name: &str) -> Result
     let mut descriptor = blob(&mut files, MANIFEST, document(&manifest)?);
     descriptor["platform"] = json!({ "architecture": release.arch.debian, "os": "linux" });
     // containerd takes the name from the first, podman and others from the second.
-    descriptor["annotations"] =
-        json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
+    descriptor["annotations"] = json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
     let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor] });
     files.file("index.json", 0o644, document(&index)?);
     files.file("oci-layout", 0o644, document(&json!({ "imageLayoutVersion": "1.0.0" }))?);
     // The same blobs as an archive of Docker's older format, for `docker load` of engines without containerd's store.
-    let path = |descriptor: &Value| descriptor["digest"].as_str().map(|digest| blob_path(digest));
+    let path = |descriptor: &Value| descriptor["digest"].as_str().map(blob_path);
     let docker = json!([{
         "Config": path(&config), "RepoTags": [name], "Layers": descriptors.iter().map(path).collect::<Vec<_>>(),
     }]);
@@ -136,7 +135,9 @@ mod tests {
                 (entry.path().unwrap().to_string_lossy().into_owned(), content)
             })
             .collect();
-        for (path, content) in files.iter().filter(|(path, _)| path.starts_with("blobs/sha256/") && !path.ends_with('/')) {
+        for (path, content) in
+            files.iter().filter(|(path, _)| path.starts_with("blobs/sha256/") && !path.ends_with('/'))
+        {
             assert_eq!(path.rsplit('/').next().unwrap(), crate::dist::sha256(content));
         }
         let read = |path: &str| -> Value { serde_json::from_slice(&files[path]).unwrap() };

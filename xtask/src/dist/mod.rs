@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "dist", value_name = "DIR")]
     out: PathBuf,
     /// Cargo's profile: `dist` is what is shipped, `release` is built faster.
-    #[arg(long, default_value = "dist")]
+    #[arg(long, default_value = build::SHIPPED)]
     profile: String,
     /// Name of the image without its tag, which is the version.
     #[arg(long, default_value = "ghcr.io/podnet/podnet", value_name = "NAME")]
@@ -105,8 +105,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let layers = [("base", base.tree.size()), ("podnet", podnet.tree.size())];
     let artefacts = [
         (format!("{name}.tar.gz"), gzip(&tarball(&release, &name, &binary, &notices)?)?),
-        (format!("podnet_{}_{}.deb", release.version, release.arch.debian), debian::package(&release, &binary, &notices)?),
-        (format!("podnet-{}-{}-oci.tar", release.version, release.arch.rust), image::archive(&release, &[base, podnet], &image)?),
+        (
+            format!("podnet_{}_{}.deb", release.version, release.arch.debian),
+            debian::package(&release, &binary, &notices)?,
+        ),
+        (
+            format!("podnet-{}-{}-oci.tar", release.version, release.arch.rust),
+            image::archive(&release, &[base, podnet], &image)?,
+        ),
     ];
 
     let out = workspace::root().join(&args.out);
@@ -151,7 +157,11 @@ impl Release {
         };
         // https://reproducible-builds.org/specs/source-date-epoch/
         let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().or_else(|| git("--format=%ct")).unwrap_or_default();
-        let epoch = if epoch.is_empty() { 0 } else { epoch.parse().with_context(|| format!("SOURCE_DATE_EPOCH: {epoch:?}"))? };
+        let epoch = if epoch.is_empty() {
+            0
+        } else {
+            epoch.parse().with_context(|| format!("SOURCE_DATE_EPOCH: {epoch:?}"))?
+        };
         Ok(Self {
             binary,
             version: field("version")?,
