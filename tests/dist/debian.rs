@@ -32,12 +32,13 @@ fn the_package_is_described() {
 }
 
 #[test]
-fn lintian_finds_no_error() {
+fn lintian_finds_nothing() {
     let package = artefacts::ending(".deb").to_string_lossy().into_owned();
     // As root it warns of being root.
     let found = artefacts::run("lintian", &["--allow-root", "--fail-on", "none", "--no-tag-display-limit", &package]);
-    let errors: Vec<&str> = found.lines().filter(|line| line.starts_with("E: ")).collect();
-    assert!(errors.is_empty(), "{found}");
+    // The suite's package is of the profile `release`, which keeps the names of functions; `dist` does not.
+    let faults: Vec<&str> = found.lines().filter(|line| !line.contains(" unstripped-binary-or-object ")).collect();
+    assert!(faults.iter().all(|line| line.is_empty() || line.starts_with("N: ")), "{found}");
 }
 
 #[test]
@@ -48,10 +49,10 @@ fn it_is_installed_upgraded_removed_and_purged() {
     assert_eq!(machine.shell("dpkg-query --show --showformat='${Status}' podnet"), "install ok installed");
     machine.shell("dpkg --verify podnet");
     // An installation alone changes nothing of a node: it has no pod CIDRs of its own yet.
-    assert!(machine.try_shell("deb-systemd-helper --quiet was-enabled podnet.service").is_err(), "it is not enabled");
+    assert_eq!(machine.shell("systemctl is-enabled podnet.service || true").trim(), "disabled");
     let complaints = machine.shell(&format!("systemd-analyze verify --man=no {SERVICE} 2>&1"));
     assert_eq!(complaints.trim(), "");
-    machine.shell("deb-systemd-helper enable podnet.service");
+    machine.shell("systemctl enable podnet.service 2>&1");
     let link = machine.shell("readlink -f /etc/systemd/system/multi-user.target.wants/podnet.service");
     assert!(link.trim().ends_with(SERVICE), "{link}");
 
