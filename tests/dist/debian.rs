@@ -59,8 +59,7 @@ fn it_is_installed_upgraded_removed_and_purged() {
     // What the administrator changed outlives an upgrade; so does that the service is enabled.
     machine.shell("echo '# changed' >> /etc/podnet/podnet.toml; podnet install >/dev/null; mkdir -p /var/lib/podnet");
     install(&machine);
-    machine
-        .shell("grep -q '^# changed' /etc/podnet/podnet.toml; deb-systemd-helper --quiet was-enabled podnet.service");
+    machine.shell("grep -q '^# changed' /etc/podnet/podnet.toml; systemctl --quiet is-enabled podnet.service");
     machine.shell("test -x /opt/cni/bin/podnet; test -f /etc/cni/net.d/10-podnet.conflist");
 
     machine.shell("dpkg --remove podnet 2>&1");

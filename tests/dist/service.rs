@@ -1,7 +1,5 @@
 //! What systemd relies on: the unit's notifications. The test stands in for systemd; none is started.
 
-#![expect(clippy::expect_used, reason = "a test that cannot go on panics: the backtrace names the place")]
-
 use std::{os::unix::net::UnixDatagram, time::Duration};
 
 use crate::machine::{Machine, poll};
