@@ -437,6 +437,12 @@ mod tests {
     }
 
     #[test]
+    fn the_example_can_be_used() {
+        let config = Config::parse(include_str!("../../deploy/podnet.toml")).unwrap();
+        assert_eq!(config.socket, Path::new(DEFAULT_SOCKET), "the network configuration names no other");
+    }
+
+    #[test]
     fn errors_name_the_field_and_the_fix() {
         assert!(error("pod-cidrs = [").contains("line 1, column"));
         assert!(error("pod-cidrs = []").contains("pod-cidrs: the list is empty"));

@@ -1,7 +1,7 @@
 //! The daemon: puts engine, API, monitor and readers together, and ends them in order.
 
 use std::{
-    path::Path,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,38 +16,67 @@ use tracing::{error, info, warn};
 use crate::{
     api::server::{self, Health},
     cluster::{self, AnyStore, Cluster, Store, Update, last_known},
-    config::Config,
+    config::{Config, DEFAULT_CONFIG},
     database::Database,
     drops,
-    engine::{self, Command},
+    engine::{self, Command, sysctl},
+    install::{
+        self, InstallArgs,
+        keep::{self, Installation},
+    },
     logging::Logging,
     netlink::monitor::{self, News},
     plan::{REAP_GROUP, is_veth_name},
+    service_manager,
 };
 
-/// Runs the daemon until SIGTERM or SIGINT. Pods and their traffic stay as they are when it ends. `node`: the node's name,
-/// instead of the configuration's.
+/// Arguments of `podnet daemon`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DaemonArgs {
+    /// Configuration file.
+    #[arg(long, default_value = DEFAULT_CONFIG, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Name of the node, instead of the configuration's.
+    #[arg(long, env = "PODNET_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+    /// Remove everything that podnet made on this node, and end.
+    #[arg(long)]
+    pub cleanup: bool,
+    /// Install the CNI plugin and its network configuration as soon as the node serves, and keep them installed.
+    #[arg(long, conflicts_with = "cleanup")]
+    pub install: bool,
+    /// What `--install` installs where.
+    #[command(flatten)]
+    pub target: install::Target,
+    /// Where the kernel's settings can be written, for a container whose own `/proc/sys` is read-only: the node's
+    /// `/proc/sys/net` mounted at DIR/net.
+    #[arg(long, default_value = sysctl::DEFAULT_ROOT, env = "PODNET_PROC_SYS", value_name = "DIR")]
+    pub proc_sys: PathBuf,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. Pods and their traffic stay as they are when it ends.
 ///
 /// # Errors
 ///
 /// The configuration is unusable, another daemon runs, or the node cannot be brought into its desired state.
-pub fn run(config_path: &Path, node: Option<String>) -> Result<()> {
-    let config = Config::load(config_path)?.named(node)?;
+pub fn run(args: DaemonArgs) -> Result<()> {
+    let config = Config::load(&args.config)?.named(args.node.clone())?;
     let logging = Logging::start(&config.log)?;
+    sysctl::use_root(&args.proc_sys).context("--proc-sys")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // One is enough for an API that passes everything on, and hands nothing from thread to thread.
         .worker_threads(1)
         .enable_all()
         .build()
         .context("start the asynchronous runtime")?;
-    let result = runtime.block_on(serve(config, logging));
+    let result = runtime.block_on(serve(config, logging, args));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
 /// Removes everything that podnet made on the node. The daemon must not run.
-pub fn cleanup(config_path: &Path, node: Option<String>) -> Result<()> {
-    let config = Config::load(config_path)?.named(node)?;
+pub fn cleanup(args: &DaemonArgs) -> Result<()> {
+    let config = Config::load(&args.config)?.named(args.node.clone())?;
     Logging::start(&config.log)?;
     server::ensure_not_served(&config.socket)?;
     // A daemon that was started with another socket.
@@ -56,7 +85,7 @@ pub fn cleanup(config_path: &Path, node: Option<String>) -> Result<()> {
     engine::remove_everything(&config).and(left)
 }
 
-async fn serve(config: Config, logging: Logging) -> Result<()> {
+async fn serve(config: Config, logging: Logging, args: DaemonArgs) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     // Before anything is touched: a second daemon must not work on the first one's node.
@@ -105,7 +134,8 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
         warn!("the engine has ended");
     }
 
-    let context = server::Context { engine: engine.clone(), health, logging };
+    let installation = Installation::default();
+    let context = server::Context { engine: engine.clone(), health, logging, installation: installation.clone() };
     let listener = server::bind(&config.socket)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let api = tokio::spawn(server::serve_unix(listener, server::router(context), async move {
@@ -115,6 +145,12 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
     info!(socket = %config.socket.display(), "serving");
     // Not before the socket is bound: a plugin queues a deletion only while nobody answers there.
     engine.ask(Command::DrainDeletions).await?;
+    service_manager::ready();
+    tokio::spawn(service_manager::watchdog(engine.clone()));
+    if args.install {
+        let args = InstallArgs { target: args.target, socket: config.socket.clone(), uninstall: false };
+        tokio::spawn(keep::keep(args, Duration::from_secs(config.resync_seconds), installation));
+    }
     if let Some(mut store) = store {
         store.announce_ready();
         tokio::spawn(follow_store(store, engine.clone()));
@@ -128,6 +164,7 @@ async fn serve(config: Config, logging: Logging) -> Result<()> {
         _ = &mut engine_end => anyhow::bail!("the engine's thread panicked"),
     }
     info!("shutting down; pods and their traffic stay");
+    service_manager::stopping();
     drop(stop);
     if tokio::time::timeout(server::DRAIN, api).await.is_err() {
         warn!("requests were still under way after {} s", server::DRAIN.as_secs());
@@ -177,6 +214,7 @@ impl Known {
             };
             let Err(missing) = known else { break };
             warn!(store = store.describe(), reason = format!("{missing:#}"), "waiting for the node's pod CIDRs");
+            service_manager::waiting(&format!("{missing:#}"));
             health.wait_for(format!("{missing:#}"));
             first = store.next().await;
         }

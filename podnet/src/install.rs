@@ -19,6 +19,8 @@ use crate::{
     config::DEFAULT_SOCKET,
 };
 
+pub mod keep;
+
 /// Name of the plugin: of its binary, and `type` in the network configuration.
 const PLUGIN: &str = "podnet";
 
@@ -28,27 +30,35 @@ const OWN_BINARY: &str = "/proc/self/exe";
 /// Arguments of `podnet install`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InstallArgs {
-    /// Folder of CNI plugins.
-    #[arg(long, default_value = "/opt/cni/bin")]
-    pub cni_bin_dir: PathBuf,
-    /// Folder of CNI network configurations.
-    #[arg(long, default_value = "/etc/cni/net.d")]
-    pub cni_conf_dir: PathBuf,
+    /// What is installed where.
+    #[command(flatten)]
+    pub target: Target,
     /// Unix socket of the daemon.
     #[arg(long, default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
+    /// Remove the network configuration and the plugin instead.
+    #[arg(long)]
+    pub uninstall: bool,
+}
+
+/// What is installed where.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Target {
+    /// Folder of CNI plugins.
+    #[arg(long, default_value = "/opt/cni/bin", env = "PODNET_CNI_BIN_DIR", value_name = "DIR")]
+    pub cni_bin_dir: PathBuf,
+    /// Folder of CNI network configurations.
+    #[arg(long, default_value = "/etc/cni/net.d", env = "PODNET_CNI_CONF_DIR", value_name = "DIR")]
+    pub cni_conf_dir: PathBuf,
     /// Name of the network.
-    #[arg(long, default_value = "podnet")]
+    #[arg(long, default_value = "podnet", value_name = "NAME")]
     pub network_name: String,
     /// Whether to chain the `portmap` plugin, which serves `hostPort`; `auto`: if it is installed.
     #[arg(long, value_enum, default_value_t)]
     pub portmap: Portmap,
     /// File name of the network configuration; the runtime takes the first in lexical order.
-    #[arg(long, default_value = "10-podnet.conflist")]
+    #[arg(long, default_value = "10-podnet.conflist", value_name = "FILE")]
     pub conf_name: String,
-    /// Remove the network configuration and the plugin instead.
-    #[arg(long)]
-    pub uninstall: bool,
 }
 
 /// Whether the `portmap` plugin follows podnet in the chain.
@@ -100,39 +110,54 @@ impl fmt::Display for InstallReport {
     }
 }
 
+impl Target {
+    /// Returns the path of the plugin.
+    fn binary(&self) -> PathBuf {
+        self.cni_bin_dir.join(PLUGIN)
+    }
+
+    /// Returns the path of the network configuration.
+    fn conf(&self) -> PathBuf {
+        self.cni_conf_dir.join(&self.conf_name)
+    }
+}
+
 /// Installs or uninstalls; doing it twice is the same as once.
 pub fn install(args: &InstallArgs) -> Result<InstallReport> {
     validate(args)?;
-    let binary = args.cni_bin_dir.join(PLUGIN);
-    let conf = args.cni_conf_dir.join(&args.conf_name);
+    let target = &args.target;
+    let (binary, conf) = (target.binary(), target.conf());
     if args.uninstall {
         // In reverse order, so that the runtime never has a configuration without its plugin.
         let files = vec![(conf.clone(), remove(&conf)?), (binary.clone(), remove(&binary)?)];
         return Ok(InstallReport { files, warnings: Vec::new() });
     }
-    ensure_dir(&args.cni_bin_dir, "--cni-bin-dir")?;
-    ensure_dir(&args.cni_conf_dir, "--cni-conf-dir")?;
+    ensure_dir(&target.cni_bin_dir, "--cni-bin-dir")?;
+    ensure_dir(&target.cni_conf_dir, "--cni-conf-dir")?;
     let mut warnings = Vec::new();
-    let has_portmap = args.cni_bin_dir.join("portmap").is_file();
-    if args.portmap == Portmap::Always && !has_portmap {
+    let has_portmap = target.cni_bin_dir.join("portmap").is_file();
+    if target.portmap == Portmap::Always && !has_portmap {
         warnings.push(format!(
             "--portmap always, but {} has no portmap: every pod will fail until it is installed",
-            args.cni_bin_dir.display()
+            target.cni_bin_dir.display()
         ));
     }
-    let chain_portmap = args.portmap == Portmap::Always || (args.portmap == Portmap::Auto && has_portmap);
+    let chain_portmap = target.portmap == Portmap::Always || (target.portmap == Portmap::Auto && has_portmap);
     let installed = install_binary(&binary)?;
     let written = install_conf(&conf, &conflist(args, chain_portmap))?;
-    warnings.extend(conflicts(args)?);
+    warnings.extend(conflicts(target)?);
     Ok(InstallReport { files: vec![(binary, installed), (conf, written)], warnings })
 }
 
 fn validate(args: &InstallArgs) -> Result<()> {
-    ensure!(is_identifier(&args.network_name), "--network-name: {:?} {IDENTIFIER_RULE}", args.network_name);
+    let target = &args.target;
+    ensure!(is_identifier(&target.network_name), "--network-name: {:?} {IDENTIFIER_RULE}", target.network_name);
     ensure!(
-        args.conf_name.ends_with(".conflist") && !args.conf_name.starts_with('.') && !args.conf_name.contains('/'),
+        target.conf_name.ends_with(".conflist")
+            && !target.conf_name.starts_with('.')
+            && !target.conf_name.contains('/'),
         "--conf-name: {:?} is not a file name that ends in .conflist, such as 10-podnet.conflist",
-        args.conf_name
+        target.conf_name
     );
     ensure!(args.socket.is_absolute(), "--socket: {} is not an absolute path", args.socket.display());
     // `sun_path` of sockaddr_un holds 108 bytes with the terminating zero (unix(7)).
@@ -155,7 +180,7 @@ fn conflist(args: &InstallArgs, chain_portmap: bool) -> Value {
     json!({
         "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
-        "name": args.network_name,
+        "name": args.target.network_name,
         "plugins": plugins,
     })
 }
@@ -219,14 +244,14 @@ fn is_same(own: &Path, other: &Path) -> io::Result<bool> {
 }
 
 /// Names what other configurations of the folder do to ours.
-fn conflicts(args: &InstallArgs) -> Result<Vec<String>> {
-    let ours = OsStr::new(&args.conf_name);
+fn conflicts(target: &Target) -> Result<Vec<String>> {
+    let ours = OsStr::new(&target.conf_name);
     let mut first = None;
     let mut warnings = Vec::new();
     let entries =
-        fs::read_dir(&args.cni_conf_dir).with_context(|| format!("read folder {}", args.cni_conf_dir.display()))?;
+        fs::read_dir(&target.cni_conf_dir).with_context(|| format!("read folder {}", target.cni_conf_dir.display()))?;
     for entry in entries {
-        let entry = entry.with_context(|| format!("read folder {}", args.cni_conf_dir.display()))?;
+        let entry = entry.with_context(|| format!("read folder {}", target.cni_conf_dir.display()))?;
         let name = entry.file_name();
         // What libcni takes for a configuration.
         let is_conf =
@@ -238,19 +263,19 @@ fn conflicts(args: &InstallArgs) -> Result<Vec<String>> {
             first = Some(name.clone());
         }
         let conf: Option<Value> = fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        if conf.is_some_and(|conf| conf["name"] == args.network_name.as_str()) {
+        if conf.is_some_and(|conf| conf["name"] == target.network_name.as_str()) {
             warnings.push(format!(
                 "{} describes a network of the same name, {}: remove it, or garbage collection may free its pods",
                 entry.path().display(),
-                args.network_name
+                target.network_name
             ));
         }
     }
     warnings.extend(first.map(|first| {
         format!(
             "{} sorts before {} and so is the one that the runtime uses: remove it, or choose an earlier --conf-name",
-            args.cni_conf_dir.join(first).display(),
-            args.conf_name
+            target.cni_conf_dir.join(first).display(),
+            target.conf_name
         )
     }));
     Ok(warnings)
@@ -288,7 +313,7 @@ mod tests {
     }
 
     fn plugins(args: &InstallArgs) -> Vec<String> {
-        let text = fs::read(args.cni_conf_dir.join(&args.conf_name)).unwrap();
+        let text = fs::read(args.target.cni_conf_dir.join(&args.target.conf_name)).unwrap();
         let conf: Value = serde_json::from_slice(&text).unwrap();
         conf["plugins"].as_array().unwrap().iter().map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
     }
@@ -296,12 +321,19 @@ mod tests {
     #[test]
     fn the_defaults_are_the_runtimes_folders() {
         let args = Cli::try_parse_from(["podnet"]).unwrap().install;
-        assert_eq!(args.cni_bin_dir, Path::new("/opt/cni/bin"));
-        assert_eq!(args.cni_conf_dir, Path::new("/etc/cni/net.d"));
+        assert_eq!(args.target.cni_bin_dir, Path::new("/opt/cni/bin"));
+        assert_eq!(args.target.cni_conf_dir, Path::new("/etc/cni/net.d"));
         assert_eq!(
             conflist(&args, false).to_string(),
             r#"{"cniVersion":"1.0.0","cniVersions":["0.4.0","1.0.0","1.1.0"],"name":"podnet","plugins":[{"capabilities":{"ips":true,"mac":true},"socket":"/run/podnet/podnet.sock","type":"podnet"}]}"#
         );
+    }
+
+    #[test]
+    fn the_template_is_what_the_defaults_install() {
+        let args = Cli::try_parse_from(["podnet"]).unwrap().install;
+        let template = include_str!("../../deploy/10-podnet.conflist");
+        assert_eq!(format!("{:#}\n", conflist(&args, false)), template);
     }
 
     #[test]
@@ -311,13 +343,13 @@ mod tests {
         let report = install(&args).unwrap();
         assert_eq!(actions(&report), [Action::Written, Action::Written], "{report}");
         assert_eq!(report.warnings, [""; 0]);
-        let binary = fs::metadata(args.cni_bin_dir.join("podnet")).unwrap();
+        let binary = fs::metadata(args.target.cni_bin_dir.join("podnet")).unwrap();
         assert_eq!(binary.mode() & 0o777, 0o755);
         assert_eq!(binary.len(), fs::metadata(OWN_BINARY).unwrap().len());
-        assert_eq!(fs::metadata(args.cni_conf_dir.join("10-podnet.conflist")).unwrap().mode() & 0o777, 0o644);
+        assert_eq!(fs::metadata(args.target.cni_conf_dir.join("10-podnet.conflist")).unwrap().mode() & 0o777, 0o644);
         assert_eq!(actions(&install(&args).unwrap()), [Action::Unchanged, Action::Unchanged]);
-        assert_eq!(fs::read_dir(&args.cni_conf_dir).unwrap().count(), 1, "no temporary file is left");
-        assert_eq!(fs::read_dir(&args.cni_bin_dir).unwrap().count(), 1, "no temporary file is left");
+        assert_eq!(fs::read_dir(&args.target.cni_conf_dir).unwrap().count(), 1, "no temporary file is left");
+        assert_eq!(fs::read_dir(&args.target.cni_bin_dir).unwrap().count(), 1, "no temporary file is left");
         let uninstall = InstallArgs { uninstall: true, ..args };
         assert_eq!(actions(&install(&uninstall).unwrap()), [Action::Removed, Action::Removed]);
         assert_eq!(actions(&install(&uninstall).unwrap()), [Action::Absent, Action::Absent]);
@@ -343,14 +375,14 @@ mod tests {
     fn another_configuration_that_wins_is_named() {
         let root = tempfile::tempdir().unwrap();
         let args = args(root.path(), &[]);
-        fs::create_dir_all(&args.cni_conf_dir).unwrap();
+        fs::create_dir_all(&args.target.cni_conf_dir).unwrap();
         for (name, text) in [
             ("05-b.conf", "{}"),
             ("00-a.conflist.bak", "{}"),
             ("04-a.conflist", "not JSON"),
             ("99-z.conflist", r#"{"name":"podnet"}"#),
         ] {
-            fs::write(args.cni_conf_dir.join(name), text).unwrap();
+            fs::write(args.target.cni_conf_dir.join(name), text).unwrap();
         }
         let warnings = install(&args).unwrap().warnings;
         assert_eq!(warnings.len(), 2, "{warnings:?}");

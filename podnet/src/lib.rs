@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod lab;
 pub mod cni;
 pub mod install;
+pub mod service_manager;
 pub mod api;
 pub mod drops;
 pub mod engine;

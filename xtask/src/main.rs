@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod build_ebpf;
+mod dist;
 mod lab;
 mod lint;
 mod setup;
@@ -38,6 +39,8 @@ enum Verb {
     BuildEbpf(build_ebpf::Args),
     /// Builds the release binary, statically linked, with the eBPF object inside.
     Build(setup::Consent),
+    /// Makes what is shipped: a tarball, a Debian package and a container image, with checksums.
+    Dist(dist::Args),
     /// Installs what building needs and, with --tests, what the privileged test suites need.
     Setup(setup::Args),
     /// Checks format, lints (host and BPF target), import rules, documentation and dependencies.
@@ -64,6 +67,7 @@ fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::BuildEbpf(args) => build_ebpf::run(&args),
         Verb::Build(consent) => build::run(consent),
+        Verb::Dist(args) => dist::run(&args),
         Verb::Setup(args) => setup::run(&args),
         Verb::Lint(consent) => lint::run(consent),
         Verb::Tidy => tidy::run(),

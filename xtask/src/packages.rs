@@ -44,6 +44,16 @@ pub(crate) const BUILD: &[Package] = &[
     },
 ];
 
+/// Packages that `dist` takes parts from.
+pub(crate) const DIST: &[Package] = &[
+    Package { name: "nftables", provides: Provides::Command("nft"), reason: "the image's `nft`, for masquerading" },
+    Package {
+        name: "ca-certificates",
+        provides: Provides::File("/etc/ssl/certs/ca-certificates.crt"),
+        reason: "the image's certificate authorities",
+    },
+];
+
 /// Packages that the privileged test suites and the lab need.
 pub(crate) const TESTS: &[Package] = &[
     Package {
@@ -111,6 +121,17 @@ pub(crate) const TESTS: &[Package] = &[
         name: "busybox-static",
         provides: Provides::Command("busybox"),
         reason: "suite `runtimes`: the image of the test pods",
+    },
+    Package { name: "podman", provides: Provides::Command("podman"), reason: "suite `dist`: loads and runs the image" },
+    Package {
+        name: "lintian",
+        provides: Provides::Command("lintian"),
+        reason: "suite `dist`: what Debian says of the package",
+    },
+    Package {
+        name: "systemd",
+        provides: Provides::Command("systemd-analyze"),
+        reason: "suite `dist`: `systemd-analyze verify` reads the unit; no systemd is started",
     },
 ];
 

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    build, packages,
+    build, dist, packages,
     process::is_root,
     setup::{self, Consent},
     supervise::{self, Outcome},
@@ -20,12 +20,14 @@ use crate::{
 const PACKAGE: &str = "podnet-tests";
 /// Name under which the unit tests appear among the suites.
 const UNIT: &str = "unit";
+/// The suite that looks at what `dist` makes.
+const DIST: &str = "dist";
 /// Time for compiling a suite, or for compiling and running all unit tests.
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Time for one privileged suite.
 const SUITE_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Order of the suites: what fails first explains what fails later. Suites that are not listed come last.
-const ORDER: [&str; 8] = ["programs", "cni", "node", "cluster", "etcd", "kubernetes", "runtimes", "provision"];
+const ORDER: [&str; 9] = ["programs", "cni", "node", "cluster", "etcd", "kubernetes", "runtimes", "provision", DIST];
 
 /// Arguments of the verb.
 #[derive(Debug, clap::Args)]
@@ -51,12 +53,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let chosen = choose(&known, args)?;
     setup::ensure_packages(packages::TESTS, args.consent)?;
     let binary = build::release(args.consent)?;
+    let dist = dist::Args::for_tests(args.consent);
+    if chosen.iter().any(|suite| suite == DIST) {
+        dist::run(&dist)?;
+    }
 
     let mut results = Vec::new();
     for suite in &chosen {
         println!("\n== {suite} ==");
         let start = Instant::now();
-        let outcome = run_suite(suite, &binary)?;
+        let outcome = run_suite(suite, &binary, dist.out())?;
         results.push((suite, outcome, start.elapsed()));
     }
     println!("\nsuites:");
@@ -78,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn run_suite(suite: &str, binary: &Path) -> Result<Outcome> {
+fn run_suite(suite: &str, binary: &Path, dist: &Path) -> Result<Outcome> {
     if suite == UNIT {
         let command = workspace::cargo().args(["test", "--no-fail-fast", "--workspace", "--exclude", PACKAGE]);
         return supervise::run(command, BUILD_LIMIT);
@@ -87,6 +93,7 @@ fn run_suite(suite: &str, binary: &Path) -> Result<Outcome> {
         workspace::cargo()
             .args(["test", "--release", "--package", PACKAGE, "--test", suite])
             .quiet_env("PODNET_BIN", binary)
+            .quiet_env("PODNET_DIST", dist)
             // One test at a time: floods of packets and a thousand ADDs beside one another measure the scheduler.
             .env("RUST_TEST_THREADS", "1")
     };

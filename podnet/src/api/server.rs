@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     engine::{Command, Handle},
+    install::keep::Installation,
     logging::Logging,
 };
 
@@ -38,6 +39,8 @@ pub struct Context {
     pub health: Health,
     /// The daemon's logs.
     pub logging: Logging,
+    /// The plugin's installation.
+    pub installation: Installation,
 }
 
 /// Health of a daemon, told from before it has an engine.
@@ -177,7 +180,9 @@ async fn gc(State(context): State<Context>, request: Body<GcRequest>) -> Answer<
 }
 
 async fn status(State(context): State<Context>) -> Answer<Status> {
-    context.engine.ask(Command::Status).await.map(Json)
+    let mut status = context.engine.ask(Command::Status).await?;
+    status.warnings.extend(context.installation.warnings());
+    Ok(Json(status))
 }
 
 async fn pods(State(context): State<Context>) -> Answer<Vec<Pod>> {

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     api::{DatapathRequest, LogLevels, client::Client},
-    config::{DEFAULT_BPFFS, DEFAULT_CONFIG, DEFAULT_SOCKET},
+    config::{DEFAULT_BPFFS, DEFAULT_SOCKET},
     daemon, install, lab,
 };
 
@@ -39,17 +39,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the node's daemon, or remove what it made.
-    Daemon {
-        /// Configuration file.
-        #[arg(long, default_value = DEFAULT_CONFIG, value_name = "FILE")]
-        config: PathBuf,
-        /// Name of the node, instead of the configuration's.
-        #[arg(long, env = "PODNET_NODE", value_name = "NAME")]
-        node: Option<String>,
-        /// Remove everything that podnet made on this node, and end.
-        #[arg(long)]
-        cleanup: bool,
-    },
+    Daemon(daemon::DaemonArgs),
     /// Show the node's state.
     Status {
         #[command(flatten)]
@@ -165,8 +155,8 @@ pub fn run() -> ExitCode {
 fn execute(cli: Cli) -> Result<ExitCode> {
     let client = || Client::new(&cli.socket);
     match cli.command {
-        Command::Daemon { config, node, cleanup: true } => daemon::cleanup(&config, node)?,
-        Command::Daemon { config, node, cleanup: false } => daemon::run(&config, node)?,
+        Command::Daemon(args) if args.cleanup => daemon::cleanup(&args)?,
+        Command::Daemon(args) => daemon::run(args)?,
         Command::Status { output } => return status::show(&client(), output.output),
         Command::Pods { output } => pod::list(&client(), output.output)?,
         Command::Nodes { output } => nodes::list(&client(), output.output)?,

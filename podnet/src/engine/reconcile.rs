@@ -268,8 +268,8 @@ fn keep_router_advertisements() -> Result<()> {
     if sysctl::get("ipv6/conf/all/forwarding").as_deref() != Some("0") {
         return Ok(());
     }
-    let folder = std::path::Path::new("/proc/sys/net/ipv6/conf");
-    for entry in std::fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+    let folder = sysctl::path("ipv6/conf");
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         let setting = format!("ipv6/conf/{name}/accept_ra");
         if name != "all" && name != "default" && sysctl::get(&setting).as_deref() == Some("1") {
