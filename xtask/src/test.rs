@@ -25,7 +25,7 @@ const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Time for one privileged suite.
 const SUITE_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Order of the suites: what fails first explains what fails later. Suites that are not listed come last.
-const ORDER: [&str; 6] = ["programs", "cni", "node", "cluster", "runtimes", "provision"];
+const ORDER: [&str; 7] = ["programs", "cni", "node", "cluster", "upgrade", "runtimes", "provision"];
 
 /// Arguments of the verb.
 #[derive(Debug, clap::Args)]
