@@ -46,6 +46,7 @@ pub fn kernel() -> KernelStatus {
 }
 
 /// Returns whether the kernel has TCX: since 6.6 (kernel commit e420bed02507).
+#[must_use]
 pub fn has_tcx() -> bool {
     // Every network namespace has `lo`. An older kernel knows no such hook.
     SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()

@@ -5,6 +5,7 @@
 //! alone.
 
 use std::{
+    collections::HashSet,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -23,8 +24,19 @@ use super::{
     maps,
 };
 
-/// Maps by which the programs recognise pods and flows: programs that share them can replace one another at any packet.
-const STATE: [&str; 3] = [map_name::ENDPOINTS, map_name::ENDPOINTS_BY_IFINDEX, map_name::KERNEL_FLOWS];
+/// Maps by which the programs recognise pods, nodes and flows: programs that share them can replace one another at any
+/// packet.
+const STATE: [&str; 6] = [
+    map_name::ENDPOINTS,
+    map_name::ENDPOINTS_BY_IFINDEX,
+    map_name::NODES,
+    map_name::NODES_LPM,
+    map_name::NODE_ADDRESSES,
+    map_name::KERNEL_FLOWS,
+];
+
+/// Bytes of a map's name that the kernel keeps (`BPF_OBJ_NAME_LEN`, without the final zero).
+const NAME_LEN: usize = 15;
 
 /// The pins of another version of the layouts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,11 +78,12 @@ pub fn version_of(name: &str) -> Option<u32> {
 /// # Errors
 ///
 /// They do; or the kernel cannot be asked.
-pub fn refuse_later(bpffs: &Path, programs: &[u32]) -> Result<()> {
+pub fn refuse_later(bpffs: &Path, programs: &HashSet<u32>) -> Result<()> {
     for later in others(bpffs)?.into_iter().filter(|layout| layout.version > LAYOUT_VERSION) {
         let links = device::links_dir(&later.folder);
         let has_links = fs::read_dir(&links).is_ok_and(|mut entries| entries.next().is_some());
-        if has_links || users_of(&map_ids(&later.folder, &STATE)?)?.iter().any(|user| programs.contains(user)) {
+        let pinned = map_ids(&later.folder)?;
+        if has_links || maps_of(programs)?.iter().any(|map| pinned.contains(&map.id())) {
             bail!(
                 "a newer podnet runs on this node: its programs are attached, with maps of layout version {} pinned in {}; \
                  this podnet knows version {LAYOUT_VERSION}. Nothing was changed, and pods stay connected. Start the newer \
@@ -112,9 +125,8 @@ fn share(earlier: &Path, own: &Path) -> Result<()> {
 }
 
 /// Removes the pins of other versions. Nothing that is attached may use them.
-pub fn retire(bpffs: &Path) -> Result<Vec<Layout>> {
-    let layouts = others(bpffs)?;
-    for layout in &layouts {
+pub fn retire(layouts: &[Layout]) -> Result<()> {
+    for layout in layouts {
         match fs::remove_dir_all(&layout.folder) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("remove folder {}", layout.folder.display()));
@@ -122,26 +134,24 @@ pub fn retire(bpffs: &Path) -> Result<Vec<Layout>> {
             _ => {}
         }
     }
-    Ok(layouts)
+    Ok(())
 }
 
-/// Returns which programs use all the maps of pods and flows that are pinned in a folder.
-pub fn sharers(pins: &Path) -> Result<Vec<u32>> {
-    let mut sharers: Option<Vec<u32>> = None;
-    for name in STATE {
-        let users = users_of(&map_ids(pins, &[name])?)?;
-        sharers = Some(match sharers {
-            None => users,
-            Some(sharers) => sharers.into_iter().filter(|program| users.contains(program)).collect(),
-        });
-    }
-    Ok(sharers.unwrap_or_default())
+/// Returns whether programs use the maps of pods, nodes and flows that are pinned in a folder, and no others of these
+/// names.
+pub fn share_maps(programs: &HashSet<u32>, pins: &Path) -> Result<bool> {
+    let pinned = map_ids(pins)?;
+    let is_state = |map: &MapInfo| {
+        let name = map.name();
+        STATE.iter().any(|state| &state.as_bytes()[..state.len().min(NAME_LEN)] == name)
+    };
+    Ok(maps_of(programs)?.iter().all(|map| pinned.contains(&map.id()) || !is_state(map)))
 }
 
-/// Returns the kernel's numbers of those maps that are pinned.
-fn map_ids(pins: &Path, names: &[&str]) -> Result<Vec<u32>> {
+/// Returns the kernel's numbers of the pinned maps of pods, nodes and flows.
+fn map_ids(pins: &Path) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
-    for name in names {
+    for name in STATE {
         let pin = pins.join(name);
         match MapInfo::from_pin(&pin) {
             Ok(info) => ids.push(info.id()),
@@ -152,18 +162,21 @@ fn map_ids(pins: &Path, names: &[&str]) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// Returns the numbers of the programs that use one of these maps.
-fn users_of(maps: &[u32]) -> Result<Vec<u32>> {
-    let mut users = Vec::new();
+/// Lists the maps of programs.
+fn maps_of(programs: &HashSet<u32>) -> Result<Vec<MapInfo>> {
+    let mut maps = Vec::new();
     for program in loaded_programs() {
         let program = program.context("list the loaded programs")?;
+        if !programs.contains(&program.id()) {
+            continue;
+        }
         // A program that is being unloaded has no maps any more.
-        let used = program.map_ids().ok().flatten().unwrap_or_default();
-        if used.iter().any(|map| maps.contains(map)) {
-            users.push(program.id());
+        for map in program.map_ids().ok().flatten().unwrap_or_default() {
+            let map = MapInfo::from_id(map).with_context(|| format!("examine map {map}"))?;
+            maps.push(map);
         }
     }
-    Ok(users)
+    Ok(maps)
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ use crate::{
     database::{Database, PodRecord},
     datapath::{
         features,
+        layouts::Layout,
         loader::Datapath,
         logs::{LogLevel, Logs},
     },
@@ -182,8 +183,8 @@ struct Engine {
     kernel: KernelStatus,
     /// Whether podnet's nftables table could be made.
     nft_usable: bool,
-    /// Whether the bpffs holds pins of other versions of the layouts.
-    other_layouts: bool,
+    /// Pins of other versions of the layouts, to be removed when nothing uses them any more.
+    other_layouts: Vec<Layout>,
     /// Why there is no eBPF path although the configuration asks for one.
     datapath_failure: Option<String>,
     ebpf_log: LogLevel,
@@ -256,7 +257,7 @@ impl Engine {
             logs: start.logs,
             kernel: features::kernel(),
             nft_usable: true,
-            other_layouts: false,
+            other_layouts: Vec::new(),
             datapath_failure: None,
             ebpf_log: start.ebpf_log,
             reaper: reaper::Reaper::start()?,

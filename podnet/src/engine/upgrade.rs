@@ -25,36 +25,36 @@ impl Engine {
     ///
     /// Programs of a later version are attached. Nothing has been changed then.
     pub(super) fn meet_other_layouts(&mut self) -> Result<()> {
-        let bpffs = &self.config.bpffs;
-        if layouts::others(bpffs)?.is_empty() {
+        self.other_layouts = layouts::others(&self.config.bpffs)?;
+        if self.other_layouts.is_empty() {
             return Ok(());
         }
-        let attached: Vec<u32> = self.attached_programs()?.into_iter().collect();
+        let attached = self.attached_programs()?;
         layouts::refuse_later(&self.config.bpffs, &attached)?;
         let from = layouts::take_over(&self.config.bpffs).context("take over from another version of podnet")?;
         if !from.is_empty() {
             info!(?from, to = LAYOUT_VERSION, "taking over from other versions of the layouts");
         }
-        self.other_layouts = true;
         Ok(())
     }
 
     /// Removes the pins of other versions, once nothing that is attached uses them.
     pub(super) fn retire_other_layouts(&mut self) {
-        if !self.other_layouts {
+        if self.other_layouts.is_empty() {
             return;
         }
-        let retired = self.attached_programs().and_then(|attached| {
-            let own: HashSet<u32> = layouts::sharers(&pin_dir(&self.config.bpffs))?.into_iter().collect();
-            if attached.is_subset(&own) { layouts::retire(&self.config.bpffs).map(Some) } else { Ok(None) }
+        let retired = self.shares_maps().and_then(|is_replaced| {
+            if is_replaced {
+                layouts::retire(&self.other_layouts)?;
+            }
+            Ok(is_replaced)
         });
         match retired {
-            Ok(Some(layouts)) => {
-                let versions: Vec<u32> = layouts.iter().map(|layout| layout.version).collect();
+            Ok(true) => {
+                let versions: Vec<u32> = self.other_layouts.drain(..).map(|layout| layout.version).collect();
                 info!(?versions, "the pins of other versions of the layouts are removed");
-                self.other_layouts = false;
             }
-            Ok(None) => info!("programs of another version are still attached; their pins stay"),
+            Ok(false) => info!("programs of another version are still attached; their pins stay"),
             Err(error) => warn!(error = format!("{error:#}"), "remove the pins of other versions of the layouts"),
         }
     }
@@ -72,8 +72,7 @@ impl Engine {
 
     /// Returns whether every attached program uses the maps in force, so that another one can take its place at any packet.
     pub(super) fn shares_maps(&mut self) -> Result<bool> {
-        let sharers: HashSet<u32> = layouts::sharers(&pin_dir(&self.config.bpffs))?.into_iter().collect();
-        Ok(self.attached_programs()?.is_subset(&sharers))
+        layouts::share_maps(&self.attached_programs()?, &pin_dir(&self.config.bpffs))
     }
 
     /// Fills the maps of new programs before they replace those that are attached: what these know is in other maps, which
