@@ -125,7 +125,9 @@ fn state(lab: &TestLab) -> BTreeSet<String> {
         let value = command::read_sysctl(lab.netns(), &format!("net.{}", setting.replace('/', ".")));
         lines.push(format!("{setting} = {value}"));
     }
-    lines.extend(show("nft list table inet podnet").iter().map(|line| format!("nft {line}")));
+    // Elements that expire are the packets' doing.
+    let nft = show("nft list table inet podnet");
+    lines.extend(nft.iter().filter(|line| !line.contains("expires")).map(|line| format!("nft {line}")));
     lines.extend(maps::endpoints(lab.node()).iter().map(|entry| {
         let (address, endpoint) = entry.unwrap();
         format!("{} at {:?}", address.to_ip(), Endpoint { flags: 0, ..endpoint })

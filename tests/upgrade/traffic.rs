@@ -16,6 +16,9 @@ use podnet_common::verdict::Verdict;
 const PORT: u16 = 8080;
 const IPERF_PORT: u16 = 5201;
 const SERVICE_PORT: u16 = 80;
+/// Where services lead: another port than [`PORT`], since a client may use one of its own ports for both at a time, and the
+/// node's conntrack, which would tell them apart, does not know what goes by eBPF.
+const BACKEND_PORT: u16 = 8081;
 
 /// Connections to each target: two pods, straight and by service addresses.
 const CONNECTIONS: usize = 250;
@@ -50,11 +53,13 @@ impl Site {
             let rule = format!(
                 "-t nat -A PREROUTING -d {} -p tcp --dport {SERVICE_PORT} -j DNAT --to-destination {}",
                 service(number).ip(),
-                server.socket_address(Family::V4, PORT)
+                server.socket_address(Family::V4, BACKEND_PORT)
             );
             command::iptables(first.netns(), Family::V4, &rule);
         }
-        let listeners = servers.iter().map(|server| tcp::listen(server.netns(), PORT)).collect();
+        let ports = [PORT, BACKEND_PORT];
+        let listeners =
+            ports.iter().flat_map(|port| servers.iter().map(|server| tcp::listen(server.netns(), *port))).collect();
         let echo = servers
             .iter()
             .flat_map(|pod| {
@@ -75,13 +80,8 @@ impl Site {
     /// Runs all the traffic while something happens, and checks that nothing of it suffered.
     pub(crate) fn under_traffic(&self, what: &str, happens: impl FnOnce()) {
         let client = self.pods[0].netns();
-        let straight: Vec<_> = self.servers().iter().map(|pod| pod.socket_address(Family::V4, PORT)).collect();
-        let targets: Vec<_> = straight
-            .iter()
-            .copied()
-            .zip(&self.listeners)
-            .chain([service(0), service(1)].into_iter().zip(&self.listeners))
-            .collect();
+        let straight = self.servers().iter().map(|pod| pod.socket_address(Family::V4, PORT));
+        let targets: Vec<_> = straight.chain([service(0), service(1)]).zip(&self.listeners).collect();
         let herd = Herd::start(client, &targets, CONNECTIONS);
         assert_eq!(herd.len(), 1000);
         let _servers: Vec<_> = self.servers().iter().map(|pod| iperf::Server::start(pod.netns(), IPERF_PORT)).collect();
