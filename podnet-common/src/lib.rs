@@ -33,7 +33,7 @@ pub mod settings;
 pub mod verdict;
 
 /// Version of every layout in this crate. Pins carry it (`v2/ENDPOINTS`), so that a daemon never re-uses a map
-/// whose layout it does not know. Raise it when any layout changes.
+/// whose layout it does not know. Raise it when any layout changes, and that of the map in [`map_name::UNCHANGED_SINCE`].
 pub const LAYOUT_VERSION: u32 = 2;
 
 /// Names of the maps, as declared by the programs and pinned by the daemon.
@@ -57,6 +57,18 @@ pub mod map_name {
     /// All of the above, in the order in which `podnet maps dump` prints them.
     pub const ALL: [&str; 8] =
         [ENDPOINTS, ENDPOINTS_BY_IFINDEX, NODES, NODES_LPM, NODE_ADDRESSES, KERNEL_FLOWS, COUNTERS, EVENTS];
+    /// The layout version in which key, value and their meaning became what they are. An upgrade from that version or a
+    /// later one goes on with the very map; the others are made anew.
+    pub const UNCHANGED_SINCE: [(&str, u32); ALL.len()] = [
+        (ENDPOINTS, 2),
+        (ENDPOINTS_BY_IFINDEX, 1),
+        (NODES, 2),
+        (NODES_LPM, 2),
+        (NODE_ADDRESSES, 2),
+        (KERNEL_FLOWS, 1),
+        (COUNTERS, 1),
+        (EVENTS, 2),
+    ];
 }
 
 /// Names of the programs, as declared in the object.

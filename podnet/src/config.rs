@@ -223,7 +223,7 @@ fn default_bpffs() -> PathBuf {
 }
 
 const fn default_resync() -> u64 {
-    30
+    5
 }
 
 impl Config {

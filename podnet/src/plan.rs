@@ -90,6 +90,8 @@ pub struct Desired {
     pub pods: Vec<PodSpec>,
     /// IDs of the programs that the blocks should hold; `None`: no programs (kernel path).
     pub programs: Option<Programs>,
+    /// Settings below /proc/sys/net, which the kernel path needs.
+    pub settings: Vec<(String, &'static str)>,
     /// What should be attached to uplinks and overlay device; `None`: not known yet, so it stays as it is.
     pub devices: Option<BTreeSet<DeviceProgram>>,
 }
@@ -121,6 +123,8 @@ pub struct Actual {
     pub links: Vec<Link>,
     /// Addresses of the bridge.
     pub bridge_addresses: Vec<IpNetwork>,
+    /// Values of those settings that the kernel has.
+    pub settings: HashMap<String, String>,
     /// Permanent neighbours on the bridge.
     pub neighbors: Vec<(IpAddr, Mac)>,
     /// Static forwarding entries: (port, MAC).
@@ -144,6 +148,8 @@ pub struct Actual {
 /// One step from what is to what should be. Steps that concern the bridge find its index when they are applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
+    /// A setting below /proc/sys/net has another value.
+    SetSetting(String, &'static str),
     /// The bridge is missing.
     CreateBridge,
     /// The bridge has another MAC or MTU, or is down.
@@ -195,7 +201,9 @@ pub enum Change {
 /// Returns the changes that lead from `actual` to `desired`, in the order in which to apply them.
 #[must_use]
 pub fn plan(desired: &Desired, actual: &Actual) -> Vec<Change> {
-    let mut changes = Vec::new();
+    let differs = |(name, value): &&(String, &str)| actual.settings.get(name).is_some_and(|have| have != value);
+    let wrong = desired.settings.iter().filter(differs);
+    let mut changes: Vec<_> = wrong.map(|(name, value)| Change::SetSetting(name.clone(), value)).collect();
     let by_name: HashMap<&str, &Link> = actual.links.iter().map(|link| (link.name.as_str(), link)).collect();
     let bridge = by_name.get(desired.bridge.name.as_str()).copied();
     plan_bridge(&desired.bridge, bridge, actual, &mut changes);

@@ -66,3 +66,10 @@ pub fn set_sysctl(netns: &Netns, name: &str, value: &str) {
     let path = format!("/proc/sys/{}", name.replace('.', "/"));
     netns.run(|| Ok(std::fs::write(&path, value)?)).unwrap_or_else(|error| panic!("write {value} to {path}: {error}"));
 }
+
+/// Returns the value of a sysctl below `net` of a network namespace; `-` if there is none.
+pub fn read_sysctl(netns: &Netns, name: &str) -> String {
+    let path = format!("/proc/sys/{}", name.replace('.', "/"));
+    let value = netns.run(|| Ok(std::fs::read_to_string(&path).unwrap_or_else(|_| "-".into()))).unwrap();
+    value.trim_end().to_owned()
+}

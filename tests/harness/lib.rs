@@ -12,6 +12,8 @@ pub mod cluster;
 pub mod node;
 pub mod pod;
 pub mod tcp;
+pub mod herd;
+pub mod iperf;
 pub mod udp;
 pub mod peer;
 pub mod traffic;

@@ -12,5 +12,6 @@ mod cleanup;
 mod scale;
 mod crash;
 mod repair;
+mod heal;
 mod iperf;
 mod logs;

@@ -16,6 +16,7 @@ mod lint;
 mod setup;
 mod test;
 mod tidy;
+mod vm_test;
 
 mod apt;
 mod linker;
@@ -49,6 +50,8 @@ enum Verb {
     Tidy,
     /// Runs the unit tests and the privileged test suites (as root).
     Test(test::Args),
+    /// Boots the distribution's kernel under QEMU and runs the program tests and a lab there.
+    VmTest(vm_test::Args),
     /// Builds podnet and runs `podnet lab ARGS`; without arguments, shows two pods talking by eBPF.
     Lab(lab::Args),
 }
@@ -72,6 +75,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Lint(consent) => lint::run(consent),
         Verb::Tidy => tidy::run(),
         Verb::Test(args) => test::run(&args),
+        Verb::VmTest(args) => vm_test::run(&args),
         Verb::Lab(args) => lab::run(&args),
     }
 }

@@ -135,6 +135,26 @@ pub(crate) const TESTS: &[Package] = &[
     },
 ];
 
+/// Packages that `vm-test` needs.
+pub(crate) const VM: &[Package] = &[
+    Package {
+        name: "qemu-system-x86",
+        provides: Provides::Command("qemu-system-x86_64"),
+        reason: "the machine that another kernel boots in",
+    },
+    Package {
+        name: "busybox-static",
+        provides: Provides::Command("busybox"),
+        reason: "the shell and the commands of that machine",
+    },
+    Package { name: "nftables", provides: Provides::Command("nft"), reason: "podnet's own table on the kernel path" },
+    Package {
+        name: "iproute2",
+        provides: Provides::Command("ip"),
+        reason: "the program tests make interfaces with it",
+    },
+];
+
 /// Returns the packages of a list that are absent.
 pub(crate) fn missing(packages: &[Package]) -> Vec<Package> {
     packages.iter().filter(|package| !package.provides.is_present()).copied().collect()

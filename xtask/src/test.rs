@@ -27,7 +27,8 @@ const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Time for one privileged suite.
 const SUITE_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Order of the suites: what fails first explains what fails later. Suites that are not listed come last.
-const ORDER: [&str; 9] = ["programs", "cni", "node", "cluster", "etcd", "kubernetes", "runtimes", "provision", DIST];
+const ORDER: [&str; 10] =
+    ["programs", "cni", "node", "cluster", "upgrade", "etcd", "kubernetes", "runtimes", "provision", DIST];
 
 /// Arguments of the verb.
 #[derive(Debug, clap::Args)]

@@ -336,6 +336,17 @@ pub struct DatapathStatus {
     pub counters: Vec<CounterStatus>,
 }
 
+/// What the kernel can do of what podnet uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelStatus {
+    /// Its release, as `uname -r` says.
+    pub release: String,
+    /// Features that the eBPF path needs and the kernel lacks, each with the version that brought it.
+    pub lacks: Vec<String>,
+    /// Whether it has TCX; without, programs of uplinks and overlay are attached by clsact.
+    pub tcx: bool,
+}
+
 /// One counter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CounterStatus {
@@ -432,6 +443,9 @@ pub struct Status {
     /// What the node knows of the cluster.
     #[serde(default)]
     pub cluster: ClusterStatus,
+    /// The kernel.
+    #[serde(default)]
+    pub kernel: KernelStatus,
     /// The eBPF path.
     pub datapath: DatapathStatus,
     /// Things that work less well than they should, in plain words.

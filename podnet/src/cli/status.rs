@@ -5,7 +5,7 @@ use std::{fmt::Write as _, process::ExitCode};
 use anyhow::Result;
 
 use super::{Format, print, print_json};
-use crate::api::{Status, client::Client};
+use crate::api::{KernelStatus, Status, client::Client};
 
 /// Exit code of a daemon that runs but cannot add pods.
 const NOT_READY: u8 = 3;
@@ -46,6 +46,7 @@ fn render(status: &Status) -> Result<String> {
         let uplinks = if cluster.uplinks.is_empty() { "none".into() } else { cluster.uplinks.join(", ") };
         writeln!(text, "Routing   {}; uplinks {uplinks}{overlay}", cluster.mode)?;
     }
+    writeln!(text, "Kernel    {}", kernel(status))?;
     let datapath = &status.datapath;
     let state = match (datapath.attached, &datapath.reason) {
         (true, _) => "programs attached".to_owned(),
@@ -74,6 +75,18 @@ fn render(status: &Status) -> Result<String> {
         write!(text, "\n{}", table.trim_fmt())?;
     }
     Ok(text)
+}
+
+/// Says what the kernel is, and what it lacks.
+fn kernel(status: &Status) -> String {
+    let KernelStatus { release, lacks, tcx } = &status.kernel;
+    let mut lines = vec![release.clone()];
+    if !lacks.is_empty() {
+        lines.push(format!("lacks what the eBPF path needs: {}", lacks.join(", ")));
+    } else if !tcx {
+        lines.push("lacks TCX (6.6): programs of uplinks and overlay are attached by clsact".into());
+    }
+    lines.join("; ")
 }
 
 fn duration(seconds: u64) -> String {

@@ -10,18 +10,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::{
-    programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-        links::{FdLink, LinkError, PinnedLink},
-        tc::{SchedClassifierLink, TcAttachOptions, TcError},
-    },
-    util::KernelVersion,
+use aya::programs::{
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    links::{FdLink, LinkError, PinnedLink},
+    tc::{SchedClassifierLink, TcAttachOptions, TcError},
 };
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use podnet_common::program_name;
 
-use super::loader::Datapath;
+use super::{features, loader::Datapath};
 use crate::{
     config::UplinkAttach,
     netlink::{
@@ -121,7 +118,7 @@ impl Datapath {
         let by_tcx = match how {
             UplinkAttach::Tcx => true,
             UplinkAttach::Clsact => false,
-            UplinkAttach::Auto => has_tcx(),
+            UplinkAttach::Auto => features::has_tcx(),
         };
         if by_tcx {
             self.attach_tcx(name, hook, &pin).with_context(operation)?;
@@ -204,7 +201,8 @@ pub fn attached_devices(pin_dir: &Path) -> Result<Vec<(u32, DeviceHook, u32)>> {
 }
 
 /// Returns the name of an interface, if there is one with this index.
-fn name_of(ifindex: u32) -> Option<String> {
+#[must_use]
+pub fn name_of(ifindex: u32) -> Option<String> {
     // nix 0.31 takes libc's null pointer for a success, with an empty name.
     let name = if_indextoname(ifindex).ok().filter(|name| !name.is_empty())?;
     name.into_string().ok()
@@ -236,13 +234,25 @@ pub fn detach_all_devices(pin_dir: &Path) -> Result<()> {
     }
 }
 
-/// Whether the kernel has TCX: since 6.6 (kernel commit e420bed02507).
-fn has_tcx() -> bool {
-    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+/// Returns the folder of the pinned links.
+pub(super) fn links_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("links")
 }
 
-fn links_dir(pin_dir: &Path) -> PathBuf {
-    pin_dir.join("links")
+/// Makes the links that are pinned in one folder those of another, without touching what they attach. One that the other
+/// folder has already is removed from the first, and its program is detached.
+pub(super) fn take_over_links(from: &Path, to: &Path) -> Result<()> {
+    for (hook, ifindex, pin) in pins(from)? {
+        let own = hook.pin(to, ifindex);
+        if own.exists() {
+            unpin(&pin)?;
+            continue;
+        }
+        let folder = links_dir(to);
+        std::fs::create_dir_all(&folder).with_context(|| format!("create folder {}", folder.display()))?;
+        std::fs::rename(&pin, &own).with_context(|| format!("move {} to {}", pin.display(), own.display()))?;
+    }
+    Ok(())
 }
 
 /// Lists the pinned links with the hook and interface that their names say; other files are not podnet's.

@@ -99,6 +99,12 @@ pub(super) fn check_pins(pin_dir: &Path) -> Result<()> {
     LAYOUTS.iter().try_for_each(|layout| layout.check(&pin_dir.join(layout.name)).map(drop))
 }
 
+/// Checks one pinned map.
+pub(super) fn check_pin(pin: &Path) -> Result<()> {
+    let layout = LAYOUTS.iter().find(|layout| pin.ends_with(layout.name)).context("a pin has the name of its map")?;
+    layout.check(pin).map(drop)
+}
+
 /// Opens a pinned map.
 pub(super) fn open(pin_dir: &Path, name: &str) -> Result<Map> {
     let path = pin_dir.join(name);

@@ -4,6 +4,8 @@
 //! over netlink with the descriptors that [`loader::Datapath`] hands out.
 
 pub mod loader;
+pub mod layouts;
+pub mod features;
 pub mod device;
 pub mod maps;
 pub mod events;

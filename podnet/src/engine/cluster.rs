@@ -257,7 +257,13 @@ impl Engine {
         if !self.following.is_known() {
             return Ok(());
         }
-        let actual = self.observe_routing()?;
+        let (actual, connected) = self.observe_routing()?;
+        for address in self.gateway_networks() {
+            if !connected.contains(&route::network_of(address)) {
+                self.netlink.request(route::restore_connected(address, self.bridge_ifindex))?;
+                self.count_repair(why, "the bridge lacked the route to its own network");
+            }
+        }
         let changes = routing::plan(&self.following.routing, &self.following.shape, &actual);
         self.following.refused.clear();
         for destination in &actual.taken {
@@ -268,7 +274,8 @@ impl Engine {
         Ok(())
     }
 
-    fn observe_routing(&mut self) -> Result<Actual> {
+    /// Reads routes and node maps; and to what the bridge has routes.
+    fn observe_routing(&mut self) -> Result<(Actual, HashSet<IpNetwork>)> {
         let neighbors = match self.following.overlay {
             Some(ifindex) => self.netlink.permanent_neighbors(ifindex)?.into_iter().collect(),
             None => HashMap::new(),
@@ -284,11 +291,13 @@ impl Engine {
             None => (None, None),
         };
         let (own, others) = self.netlink.node_routes()?;
+        let bridge = self.bridge_ifindex;
+        let connected = others.iter().filter(|route| route.ifindex == bridge).map(|route| route.destination).collect();
         let routes = own.into_iter().map(|route| (route.destination, route)).collect();
         let wanted = &self.following.routing.routes;
         let is_taken = |other: &route::Route| wanted.get(&other.destination).is_some_and(|own| other.comes_before(own));
         let taken = others.into_iter().filter(is_taken).map(|route| route.destination).collect();
-        Ok(Actual { routes, taken, neighbors, nodes, node_addresses })
+        Ok((Actual { routes, taken, neighbors, nodes, node_addresses }, connected))
     }
 
     /// Applies changes in order. Goes on after one that fails.
@@ -392,9 +401,11 @@ impl Engine {
     /// Puts every node under the keys of the shape in force, before programs that know no other are loaded.
     pub(super) fn put_nodes(&mut self) -> Result<()> {
         let shape = self.following.shape;
-        let nodes: Vec<Change> =
-            self.following.routing.nodes.iter().map(|(cidr, node)| Change::PutNode(shape.key(*cidr), *node)).collect();
-        nodes.into_iter().try_for_each(|change| self.apply_to_node_maps(change))
+        let routing = &self.following.routing;
+        let nodes = routing.nodes.iter().map(|(cidr, node)| Change::PutNode(shape.key(*cidr), *node));
+        let addresses = routing.node_addresses.iter().map(|(address, id)| Change::PutNodeAddress(*address, *id));
+        let all: Vec<Change> = nodes.chain(addresses).collect();
+        all.into_iter().try_for_each(|change| self.apply_to_node_maps(change))
     }
 
     /// Returns podnet's nftables rules as they should be.

@@ -20,13 +20,15 @@ use tracing::{error, info, warn};
 use crate::{
     api::{
         AddRequest, ApiError, Attachment, AttachmentKey, CheckRequest, DatapathMode, DatapathRequest, DeleteRequest,
-        ErrorKind, GcReply, GcRequest, Mac, NodeInfo, Pod, Status,
+        ErrorKind, GcReply, GcRequest, KernelStatus, Mac, NodeInfo, Pod, Status,
     },
     cluster::{Cluster, Update},
     cni::deletions,
     config::{self, Config},
     database::{Database, PodRecord},
     datapath::{
+        features,
+        layouts::Layout,
         loader::Datapath,
         logs::{LogLevel, Logs},
     },
@@ -50,6 +52,7 @@ mod reaper;
 mod reconcile;
 mod removal;
 mod status;
+mod upgrade;
 pub mod sysctl;
 
 pub use removal::remove_everything;
@@ -143,6 +146,9 @@ impl<'a> Why<'a> {
 /// How long the engine waits after a loss before it compares, so that a burst of losses costs one comparison.
 const LOSS_DELAY: Duration = Duration::from_millis(200);
 
+/// At most one part in so many of the time is spent on comparing for no other reason than that time has passed.
+const RESYNC_SHARE: u32 = 100;
+
 /// Least time between two comparisons that ways to other nodes cause.
 const MOVE_SPACING: Duration = Duration::from_millis(100);
 
@@ -173,8 +179,12 @@ struct Engine {
     programs_wanted: bool,
     /// Where readers of the programs' logs go.
     logs: UnboundedSender<Logs>,
+    /// What the kernel can do.
+    kernel: KernelStatus,
     /// Whether podnet's nftables table could be made.
     nft_usable: bool,
+    /// Pins of other versions of the layouts, to be removed when nothing uses them any more.
+    other_layouts: Vec<Layout>,
     /// Why there is no eBPF path although the configuration asks for one.
     datapath_failure: Option<String>,
     ebpf_log: LogLevel,
@@ -245,7 +255,9 @@ impl Engine {
             datapath: None,
             programs_wanted: config.datapath == DatapathMode::Ebpf,
             logs: start.logs,
+            kernel: features::kernel(),
             nft_usable: true,
+            other_layouts: Vec::new(),
             datapath_failure: None,
             ebpf_log: start.ebpf_log,
             reaper: reaper::Reaper::start()?,
@@ -254,6 +266,7 @@ impl Engine {
             started: Instant::now(),
             config,
         };
+        engine.meet_other_layouts()?;
         engine.prepare_node()?;
         engine.load_pods()?;
         // The programs' constants follow from the bridge and the cluster.
@@ -279,6 +292,14 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Counts and logs what was mended, if it was a repair.
+    fn count_repair(&mut self, why: Why<'_>, what: &str) {
+        if why.is_repair() {
+            info!(change = what, reason = why.text(), "repaired");
+            self.repairs += 1;
+        }
+    }
+
     fn serve(&mut self, inbox: &Receiver<Command>) {
         let interval = Duration::from_secs(self.config.resync_seconds);
         let mut resync_at = Instant::now() + interval;
@@ -287,6 +308,7 @@ impl Engine {
         loop {
             // A node that is always busy is compared, too.
             if Instant::now() >= resync_at {
+                let begun = Instant::now();
                 let resync = Why::Loss("resync");
                 let moved = news.moved.as_deref().map(Why::Change);
                 let why = news.lost.as_deref().map(Why::Loss).or(moved).unwrap_or(resync);
@@ -297,7 +319,8 @@ impl Engine {
                 self.drain_deletions();
                 news = News::default();
                 compared = Instant::now();
-                resync_at = compared + interval;
+                // A node of very many pods or routes is compared less often.
+                resync_at = compared + interval.max((compared - begun) * RESYNC_SHARE);
             }
             match inbox.recv_timeout(resync_at.saturating_duration_since(Instant::now())) {
                 Ok(Command::Stop(reply)) => {

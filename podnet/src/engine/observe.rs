@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use tracing::warn;
 
-use super::Engine;
+use super::{Engine, sysctl};
 use crate::{
     datapath::{device::attached_devices, loader::pin_dir},
     netlink::tc::Block,
@@ -13,7 +13,7 @@ use crate::{
 
 impl Engine {
     /// Reads the node's state.
-    pub(super) fn observe(&mut self) -> Result<Actual> {
+    pub(super) fn observe(&mut self, settings: &[(String, &'static str)]) -> Result<Actual> {
         let links = self.netlink.links()?;
         let bridge = links.iter().find(|link| link.name == self.config.bridge).map(|link| link.ifindex);
         let (bridge_addresses, neighbors) = match bridge {
@@ -30,6 +30,7 @@ impl Engine {
         Ok(Actual {
             links,
             bridge_addresses,
+            settings: settings.iter().filter_map(|(name, _)| Some((name.clone(), sysctl::get(name)?))).collect(),
             neighbors,
             fdb: self.netlink.fdb()?.into_iter().collect(),
             attached: self.netlink.attached_links()?.into_iter().collect(),

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use ipnetwork::IpNetwork;
 use tracing::info;
 
-use super::{Engine, sysctl};
+use super::{Engine, Why, sysctl};
 use crate::{
     config::Config,
     netlink::{
@@ -65,7 +65,7 @@ impl Engine {
     /// # Errors
     ///
     /// The kernel refuses the address, or a setting cannot be written.
-    pub(super) fn accept_both_ways(&mut self) -> Result<()> {
+    pub(super) fn accept_both_ways(&mut self, why: Why<'_>) -> Result<()> {
         const STRICT: &str = "1";
         const LOOSE: &str = "2";
         let Some(overlay) = self.following.overlay() else { return Ok(()) };
@@ -74,15 +74,18 @@ impl Engine {
             && !self.netlink.addresses(overlay)?.contains(&gateway)
         {
             self.netlink.request(address::add(overlay, gateway, PrefixRoute::Omit))?;
+            self.count_repair(why, "the overlay device lacked its address");
         }
         let uplinks = self.following.uplinks(&self.config.uplinks);
-        for name in uplinks.values().chain([&self.config.overlay.device]) {
+        let device = self.config.overlay.device.clone();
+        for name in uplinks.values().chain([&device]) {
             let setting = format!("ipv4/conf/{name}/rp_filter");
             // The larger one of the two counts (ip-sysctl.rst).
             let values = [sysctl::get("ipv4/conf/all/rp_filter"), sysctl::get(&setting)];
             if values.iter().flatten().max().is_some_and(|larger| larger == STRICT) {
                 info!(interface = name, "reverse path filtering becomes loose: the overlay makes two ways");
                 sysctl::set(&setting, LOOSE)?;
+                self.count_repair(why, "reverse path filtering was strict");
             }
         }
         Ok(())

@@ -5,15 +5,15 @@ use std::{
     os::fd::AsRawFd as _,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use podnet_common::{program_name, settings::Settings};
 use tracing::{error, info};
 
 use super::{Engine, Why, attachment::internal};
 use crate::{
-    api::{ApiError, DatapathMode, DatapathRequest, ErrorKind},
+    api::{ApiError, DatapathMode, DatapathRequest, ErrorKind, KernelStatus},
     datapath::{
-        device::{DeviceHook, attached_devices, detach_device},
+        device::{DeviceHook, attached_devices, detach_device, name_of},
         loader::{Datapath, ensure_bpffs, pin_dir},
         logs::LogLevel,
     },
@@ -36,10 +36,7 @@ impl Engine {
             return;
         }
         match self.load() {
-            Ok(datapath) => {
-                self.datapath = Some(datapath);
-                self.datapath_failure = None;
-            }
+            Ok(()) => self.datapath_failure = None,
             Err(error) => {
                 error!(
                     error = format!("{error:#}"),
@@ -50,7 +47,10 @@ impl Engine {
         }
     }
 
-    fn load(&self) -> Result<Datapath> {
+    /// Loads the programs, and fills their maps if they are new ones. The programs that are attached stay attached.
+    fn load(&mut self) -> Result<()> {
+        let KernelStatus { release, lacks, .. } = &self.kernel;
+        ensure!(lacks.is_empty(), "the kernel {release} lacks what the eBPF path needs: {}", lacks.join(", "));
         ensure_bpffs(&self.config.bpffs)?;
         let mut datapath = Datapath::load(&pin_dir(&self.config.bpffs), self.wanted_settings(), self.ebpf_log)?;
         if let Some(logs) = datapath.take_logs()
@@ -58,7 +58,8 @@ impl Engine {
         {
             info!("nobody reads the logs of the eBPF programs");
         }
-        Ok(datapath)
+        let before = self.datapath.replace(datapath);
+        self.fill_maps().context("fill the maps").inspect_err(|_| self.datapath = before)
     }
 
     /// Returns the requests that give the blocks their programs where they have none.
@@ -101,7 +102,7 @@ impl Engine {
         info!(?wanted, "the programs' constants change");
         // New programs look for nodes under keys of the new shape.
         self.put_nodes()?;
-        self.datapath = Some(self.load()?);
+        self.load()?;
         if self.programs_wanted { self.replace_programs() } else { Ok(()) }
     }
 
@@ -136,19 +137,25 @@ impl Engine {
 
     /// Puts the programs into their blocks and onto their devices, replacing others atomically. Where there were none,
     /// flows have gone the kernel's way unseen: then every endpoint counts as touched by the kernel, so that each flow is
-    /// looked at once before it is redirected.
+    /// looked at once before it is redirected. Likewise where programs are replaced that have other maps.
     ///
     /// Those that see what is sent come before those that see what the kernel delivers: a packet that passed the former
     /// unseen would look translated to the latter.
     pub(super) fn replace_programs(&mut self) -> Result<()> {
-        let hooks = if self.following.is_known() { self.device_hooks() } else { Vec::new() };
         let attached: HashSet<_> = attached_devices(&pin_dir(&self.config.bpffs))?
             .into_iter()
             .map(|(ifindex, hook, _)| (ifindex, hook))
             .collect();
+        let hooks = if self.following.is_known() {
+            self.device_hooks()
+        } else {
+            // Nothing is known that should be attached, or not; but programs of two loads must not work beside one another.
+            attached.iter().filter_map(|(ifindex, hook)| Some((*ifindex, *hook, name_of(*ifindex)?))).collect()
+        };
         let has_pods = !self.pods.is_empty();
         let gap = has_pods
-            && (self.netlink.filter_program(Block::FromPod)?.is_none()
+            && (!self.shares_maps()?
+                || self.netlink.filter_program(Block::FromPod)?.is_none()
                 || self.netlink.filter_program(Block::ToPod)?.is_none()
                 || hooks.iter().any(|(ifindex, hook, _)| !attached.contains(&(*ifindex, *hook))));
         let Some(datapath) = &mut self.datapath else { return Ok(()) };
@@ -204,7 +211,7 @@ impl Engine {
             DatapathRequest::Attach => {
                 self.programs_wanted = true;
                 if self.datapath.is_none() {
-                    self.datapath = Some(self.load().map_err(internal)?);
+                    self.load().map_err(internal)?;
                 }
                 self.reconcile(Why::Change("attach")).map_err(internal)
             }
@@ -226,7 +233,7 @@ impl Engine {
 
     /// Loads the programs anew and replaces the attached ones; the maps stay.
     fn reload(&mut self) -> Result<()> {
-        self.datapath = Some(self.load()?);
+        self.load()?;
         self.datapath_failure = None;
         self.reconcile(Why::Change("reload"))
     }

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{Engine, Why, sysctl};
 use crate::{
     api::AttachmentKey,
-    config::Config,
+    config::{Config, Family},
     datapath::{device::detach_device, loader::pin_dir},
     netlink::{
         address::{self, PrefixRoute},
@@ -21,6 +21,9 @@ use crate::{
     nft,
     plan::{self, BridgeSpec, Change, Desired, REAP_GROUP},
 };
+
+/// Whether the node forwards IPv6.
+const FORWARDING_V6: &str = "ipv6/conf/all/forwarding";
 
 /// Setting that holds the gateways of the last configuration, to remove those that a new one has not.
 const GATEWAYS_SETTING: &str = "gateways";
@@ -38,13 +41,11 @@ impl Engine {
     /// between two pods enters and leaves by the bridge.
     pub(super) fn prepare_node(&mut self) -> Result<()> {
         keep_router_advertisements()?;
-        let has = |v6: bool| self.config.pod_cidrs.iter().any(|cidr| cidr.is_ipv6() == v6);
-        if has(false) {
-            sysctl::set("ipv4/ip_forward", "1")?;
-            sysctl::set("ipv4/conf/all/send_redirects", "0")?;
-        }
-        if has(true) && !sysctl::set("ipv6/conf/all/forwarding", "1")? {
+        if self.has_family(Family::Ipv6) && sysctl::get(FORWARDING_V6).is_none() {
             bail!("the kernel has no IPv6, but pod-cidrs has an IPv6 CIDR; remove it or boot with IPv6");
+        }
+        for (name, value) in self.node_settings() {
+            sysctl::set(&name, value)?;
         }
         self.warnings.retain(|warning| !warning.starts_with("nftables"));
         if let Err(error) = self.install_nft() {
@@ -56,6 +57,32 @@ impl Engine {
             self.warnings.push(warning);
         }
         Ok(())
+    }
+
+    fn has_family(&self, family: Family) -> bool {
+        self.config.pod_cidrs.iter().any(|cidr| cidr.is_ipv6() == (family == Family::Ipv6))
+    }
+
+    /// Lists the settings of the node.
+    fn node_settings(&self) -> Vec<(String, &'static str)> {
+        let v4 = [("ipv4/ip_forward", "1"), ("ipv4/conf/all/send_redirects", "0")];
+        let v6 = [(FORWARDING_V6, "1")];
+        let v4 = v4.into_iter().filter(|_| self.has_family(Family::Ipv4));
+        v4.chain(v6.into_iter().filter(|_| self.has_family(Family::Ipv6)))
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
+    }
+
+    /// Lists the settings of the bridge.
+    fn bridge_settings(&self) -> Vec<(String, &'static str)> {
+        let name = &self.config.bridge;
+        vec![
+            (format!("ipv4/conf/{name}/forwarding"), "1"),
+            (format!("ipv4/conf/{name}/send_redirects"), "0"),
+            (format!("ipv6/conf/{name}/accept_ra"), "0"),
+            // A link-local address that is still being probed cannot ask for neighbours, and packets would wait for it.
+            (format!("ipv6/conf/{name}/accept_dad"), "0"),
+        ]
     }
 
     /// Installs podnet's table, except before the first snapshot: what is masqueraded then stays so for the life of its
@@ -104,7 +131,7 @@ impl Engine {
         self.adopt_mtus();
         self.refresh_constants()?;
         let desired = self.desired()?;
-        let actual = self.observe()?;
+        let actual = self.observe(&desired.settings)?;
         if let Some(bridge) = actual.links.iter().find(|link| link.name == self.config.bridge) {
             self.accept_bridge(bridge)?;
         }
@@ -130,10 +157,11 @@ impl Engine {
             self.reaper.sweep();
         }
         // Another node that cannot be reached is no reason to serve this one less.
-        let reached = self.accept_both_ways().and_then(|()| self.bring_overlay_up());
+        let reached = self.accept_both_ways(why).and_then(|()| self.bring_overlay_up());
         if let Err(error) = reached.and_then(|()| self.reconcile_routing(why_routes)) {
             warn!(error = format!("{error:#}"), "routes to other nodes");
         }
+        self.retire_other_layouts();
         failure.map_or(Ok(()), Err)
     }
 
@@ -154,6 +182,7 @@ impl Engine {
                 stale_addresses,
             },
             pods: self.pods.values().map(Into::into).collect(),
+            settings: self.node_settings().into_iter().chain(self.bridge_settings()).collect(),
             programs: self.wanted_programs()?,
             devices: self.wanted_devices()?,
         })
@@ -165,13 +194,14 @@ impl Engine {
         self.database.set_setting(GATEWAYS_SETTING, &gateways.join(" "))
     }
 
-    fn gateway_networks(&self) -> Vec<IpNetwork> {
+    pub(super) fn gateway_networks(&self) -> Vec<IpNetwork> {
         self.networks(&self.config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect::<Vec<IpAddr>>())
     }
 
     fn apply(&mut self, change: Change) -> Result<Applied> {
         let bridge = self.bridge_ifindex;
         match change {
+            Change::SetSetting(name, value) => drop(sysctl::set(&name, value)?),
             Change::CreateBridge => self.create_bridge()?,
             Change::SetBridge => {
                 self.netlink.request(link::set_link(bridge, Some(self.bridge_mac), self.mtu))?;
@@ -210,10 +240,9 @@ impl Engine {
         self.netlink.request(link::create_bridge(name, self.bridge_mac, self.mtu))?;
         let link = self.netlink.link_by_name(name)?.with_context(|| format!("bridge {name} vanished"))?;
         self.bridge_ifindex = link.ifindex;
-        sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
-        sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
-        // A link-local address that is still being probed cannot ask for neighbours, and packets would wait for it.
-        sysctl::set(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
+        for (name, value) in self.bridge_settings() {
+            sysctl::set(&name, value)?;
+        }
         self.netlink.request(link::set_up(link.ifindex))?;
         Ok(())
     }
@@ -265,7 +294,7 @@ impl Engine {
 /// Lets interfaces that get routes by router advertisements go on to do so: a node that forwards IPv6 takes none unless
 /// `accept_ra` is 2 (Documentation/networking/ip-sysctl.rst).
 fn keep_router_advertisements() -> Result<()> {
-    if sysctl::get("ipv6/conf/all/forwarding").as_deref() != Some("0") {
+    if sysctl::get(FORWARDING_V6).as_deref() != Some("0") {
         return Ok(());
     }
     let folder = sysctl::path("ipv6/conf");

@@ -3,7 +3,6 @@
 use std::{fs, io::ErrorKind, path::Path};
 
 use anyhow::{Context as _, Result};
-use podnet_common::map_name;
 use tracing::info;
 
 use crate::{
@@ -12,6 +11,7 @@ use crate::{
     database::Database,
     datapath::{
         device::detach_all_devices,
+        layouts,
         loader::{is_bpffs, pin_dir, unmount_bpffs},
     },
     netlink::{Socket, link, route},
@@ -28,7 +28,7 @@ use crate::{
 pub fn remove_everything(config: &Config) -> Result<()> {
     type Step = (&'static str, fn(&Config) -> Result<()>);
     let steps: [Step; 7] = [
-        ("programs of uplinks", |config| detach_all_devices(&pin_dir(&config.bpffs))),
+        ("programs of uplinks", remove_device_programs),
         ("routes to other nodes", |_| remove_routes()),
         ("veths, bridge and overlay device", remove_links),
         ("nftables table", |_| nft::remove()),
@@ -45,6 +45,13 @@ pub fn remove_everything(config: &Config) -> Result<()> {
     }
     anyhow::ensure!(errors.is_empty(), "cleanup: {}", errors.join("; "));
     Ok(())
+}
+
+fn remove_device_programs(config: &Config) -> Result<()> {
+    for other in layouts::others(&config.bpffs)? {
+        detach_all_devices(&other.folder)?;
+    }
+    detach_all_devices(&pin_dir(&config.bpffs))
 }
 
 fn remove_routes() -> Result<()> {
@@ -83,17 +90,10 @@ fn remove_pins(config: &Config) -> Result<()> {
     for entry in fs::read_dir(&config.bpffs).with_context(|| format!("read {}", config.bpffs.display()))? {
         let folder = entry?.path();
         // Pins of any layout version: `v1`, `v2`, ...
-        let ours = folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
-            name.strip_prefix('v')
-                .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
-        });
-        if !ours {
+        if folder.file_name().and_then(|name| name.to_str()).and_then(layouts::version_of).is_none() {
             continue;
         }
-        for name in map_name::ALL {
-            remove_file(&folder.join(name))?;
-        }
-        fs::remove_dir(&folder).with_context(|| format!("remove {}", folder.display()))?;
+        fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
     }
     unmount_bpffs(&config.bpffs)
 }

@@ -25,6 +25,7 @@ impl Engine {
             pods: self.pods.len(),
             reaping: self.reaper.waiting(),
             cluster: self.cluster_status(),
+            kernel: self.kernel.clone(),
             datapath: self.datapath_status(),
             warnings: self.warnings.iter().cloned().chain(self.cluster_warnings()).collect(),
             repairs: self.repairs,

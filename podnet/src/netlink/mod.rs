@@ -64,6 +64,8 @@ pub enum Tolerate {
     Exists,
     /// "Does not exist" is success.
     NotFound,
+    /// "There is no such queueing discipline" is success, which some kernels call an invalid argument.
+    NoQdisc,
     /// "There is no such address family here" is success.
     NoFamily,
 }
@@ -181,6 +183,7 @@ impl Socket {
                     Tolerate::Nothing => false,
                     Tolerate::Exists => refusal.is_exists(),
                     Tolerate::NotFound => refusal.is_not_found(),
+                    Tolerate::NoQdisc => refusal.is_not_found() || refusal.cause.raw_os_error() == Some(libc::EINVAL),
                     Tolerate::NoFamily => refusal.cause.raw_os_error() == Some(libc::EAFNOSUPPORT),
                 };
                 if !tolerated {

@@ -18,13 +18,16 @@ use rtnetlink::{
 use super::{link::Link, route::PODNET_PROTOCOL};
 
 /// What is watched.
-const GROUPS: [MulticastGroup; 6] = [
+const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
     MulticastGroup::Tc,
+    MulticastGroup::Neigh,
+    MulticastGroup::Ipv4Netconf,
+    MulticastGroup::Ipv6Netconf,
 ];
 
 /// How long notifications gather behind the first.
@@ -43,12 +46,19 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
 const RTM_DELQDISC: u16 = 37;
 const RTM_DELTFILTER: u16 = 45;
+const RTM_NEWNETCONF: u16 = 80;
 const RTPROT_KERNEL: u8 = 2;
 const RT_TABLE_LOCAL: u8 = 255;
 const RTM_F_CLONED: u32 = 0x200;
 const IFLA_IFNAME: u16 = 3;
+// From <linux/netconf.h>.
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_RP_FILTER: u16 = 3;
 
 /// What happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,8 +100,8 @@ pub struct Own {
 }
 
 /// Watches the calling thread's network namespace, on a thread of its own, and calls `on_news`: a link, a global address,
-/// a route of podnet's or a traffic control object has been removed, or a link been set down; a link, an address or
-/// somebody else's route has changed. Ends when `on_news` returns false.
+/// a route of podnet's, a neighbour or a traffic control object has been removed, a link been set down, or forwarding been
+/// set; a link, an address or somebody else's route has changed. Ends when `on_news` returns false.
 ///
 /// # Errors
 ///
@@ -164,7 +174,13 @@ fn examine(message: &[u8], message_type: u16, port: u32, own: &Own) -> Option<Ne
         RTM_NEWLINK if sets_down(message) => set_down(message, own),
         RTM_NEWLINK => link_changed(message, own),
         RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR => taken_apart(message, own),
-        RTM_NEWROUTE | RTM_DELROUTE => route_changed(message, message_type == RTM_DELROUTE, port == own.port),
+        RTM_NEWROUTE => route_changed(message, None, own),
+        RTM_DELROUTE => route_changed(message, Some(port), own),
+        // The kernel's own news of neighbours come from port 0.
+        RTM_NEWNEIGH | RTM_DELNEIGH if port != 0 && port != own.port => {
+            Some(News::lost("somebody changed a neighbour"))
+        }
+        RTM_NEWNETCONF if is_one_setting(message) => Some(News::lost("forwarding or reverse path filtering was set")),
         RTM_DELQDISC | RTM_DELTFILTER => Some(News::lost("a traffic control object was deleted")),
         _ => None,
     }
@@ -226,16 +242,32 @@ fn taken_apart(message: &[u8], own: &Own) -> Option<News> {
     }
 }
 
-/// Routes that the kernel makes by itself come and go with addresses and links, whose news is enough.
-fn route_changed(message: &[u8], deleted: bool, by_podnet: bool) -> Option<News> {
+/// Returns whether a message about the settings of an interface, or of all, says that one was changed: an interface that is
+/// new tells them all.
+fn is_one_setting(message: &[u8]) -> bool {
+    // Behind the netlink header and `struct netconfmsg`, padded.
+    let attributes = NlasIterator::new(message.get(20..).unwrap_or_default()).filter_map(Result::ok);
+    let settings: Vec<u16> =
+        attributes.map(|attribute| attribute.kind()).filter(|kind| *kind != NETCONFA_IFINDEX).collect();
+    matches!(settings.as_slice(), [NETCONFA_FORWARDING | NETCONFA_RP_FILTER])
+}
+
+/// Routes that the kernel makes by itself come and go with addresses and links, whose news is enough; unless somebody
+/// deletes one of them. `deleted_by`: the port of who deleted it; the kernel's is 0.
+fn route_changed(message: &[u8], deleted_by: Option<u32>, own: &Own) -> Option<News> {
     // `rtm_table`, `rtm_protocol` and `rtm_flags` of `struct rtmsg`, behind the netlink header.
     let (table, protocol) = (*message.get(20)?, *message.get(21)?);
     let flags = u32::from_ne_bytes(message.get(24..28)?.try_into().ok()?);
-    if table == RT_TABLE_LOCAL || protocol == RTPROT_KERNEL || flags & RTM_F_CLONED != 0 {
+    if table == RT_TABLE_LOCAL || flags & RTM_F_CLONED != 0 {
         return None;
     }
+    if protocol == RTPROT_KERNEL {
+        let by_somebody = deleted_by.is_some_and(|port| port != 0 && port != own.port);
+        return by_somebody.then(|| News::lost("a route to an interface's own network was deleted"));
+    }
     if protocol == PODNET_PROTOCOL {
-        return (deleted && !by_podnet).then(|| News::lost("a route to another node was deleted"));
+        let by_another = deleted_by.is_some_and(|port| port != own.port);
+        return by_another.then(|| News::lost("a route to another node was deleted"));
     }
     Some(News::moved("a route changed"))
 }

@@ -145,6 +145,30 @@ pub fn add_to_node(route: Route) -> Request {
     )
 }
 
+/// Metric of the routes that the kernel makes with IPv6 addresses (`IP6_RT_PRIO_ADDRCONF` of <linux/ipv6_route.h>).
+const IPV6_CONNECTED_METRIC: u32 = 256;
+
+/// Returns the request that restores the route which the kernel made with an address of an interface: the address, with its
+/// prefix length. One that is there is success.
+#[must_use]
+pub fn restore_connected(address: IpNetwork, ifindex: u32) -> Request {
+    let mut route = Route::new(network_of(address), None, ifindex);
+    route.source = address.is_ipv4().then(|| address.ip());
+    route.metric = address.is_ipv6().then_some(IPV6_CONNECTED_METRIC);
+    Request::new(
+        format!("restore route {route}"),
+        RouteNetlinkMessage::NewRoute(route.message(RouteProtocol::Kernel)),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
+    .tolerate(Tolerate::Exists)
+}
+
+/// Returns the network that an address with a prefix length is in.
+#[must_use]
+pub fn network_of(address: IpNetwork) -> IpNetwork {
+    IpNetwork::new(address.network(), address.prefix()).unwrap_or(address)
+}
+
 /// Returns the request that changes one of podnet's routes, which must be there.
 #[must_use]
 pub fn replace_on_node(route: Route) -> Request {

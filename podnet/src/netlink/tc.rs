@@ -99,7 +99,7 @@ pub fn detach(ifindex: u32) -> Request {
         RouteNetlinkMessage::DelQueueDiscipline(message),
         0,
     )
-    .tolerate(Tolerate::NotFound)
+    .tolerate(Tolerate::NoQdisc)
 }
 
 fn filter_message(block: Block) -> TcMessage {

@@ -31,6 +31,7 @@ fn desired(numbers: &[u8]) -> Desired {
             stale_addresses: vec!["10.244.9.1/24".parse().unwrap()],
         },
         pods: numbers.iter().map(|number| pod(*number)).collect(),
+        settings: Vec::new(),
         programs: Some(Programs { from_pod: 7, to_pod: 8 }),
         devices: Some(BTreeSet::new()),
     }
@@ -54,6 +55,7 @@ fn apply(actual: &mut Actual, desired: &Desired, changes: &[Change]) {
     let sources = actual.sources.as_mut().unwrap();
     for change in changes.iter().cloned() {
         match change {
+            Change::SetSetting(name, value) => drop(actual.settings.insert(name, value.to_owned())),
             Change::CreateBridge => actual.links.push(Link {
                 ifindex: BRIDGE,
                 name: desired.bridge.name.clone(),
@@ -247,4 +249,18 @@ proptest! {
         prop_assert_eq!(actual.links.iter().filter(|link| link.kind == "veth").count(), alive.len());
         prop_assert_eq!(actual.neighbors.len(), alive.len() * 2);
     }
+}
+
+#[test]
+fn settings_that_somebody_changed_are_set_again() {
+    let forwarding = "ipv4/ip_forward".to_owned();
+    let desired = Desired { settings: vec![(forwarding.clone(), "1")], ..desired(&[]) };
+    let mut actual = empty();
+    let is_set = |change: &Change| matches!(change, Change::SetSetting(..));
+    // A kernel without the setting is left alone.
+    assert!(!plan(&desired, &actual).iter().any(is_set));
+    actual.settings.insert(forwarding.clone(), "0".into());
+    assert_eq!(plan(&desired, &actual)[0], Change::SetSetting(forwarding.clone(), "1"));
+    actual.settings.insert(forwarding, "1".into());
+    assert!(!plan(&desired, &actual).iter().any(is_set));
 }

@@ -1,0 +1,59 @@
+#!/bin/sh
+# The first process of the machine: runs the tests, reports on the console, and turns the machine off.
+export PATH=/bin HOME=/tmp
+
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mkdir -p /sys/fs/bpf /run/netns /var/lib
+mount -t bpf bpf /sys/fs/bpf
+echo /bin/modprobe >/proc/sys/kernel/modprobe
+ip link set lo up
+for module in veth bridge vxlan dummy 8021q sch_ingress cls_bpf nf_tables nft_chain_nat nft_masq nft_ct; do
+    modprobe "$module" || echo "modprobe $module: $?"
+done
+
+report() {
+    echo "VM-TEST: $*"
+}
+
+count=0
+failed=0
+
+# Runs a test and reports how it ended, and after how many seconds.
+check() {
+    name=$1
+    shift
+    begin=$(cut -d. -f1 /proc/uptime)
+    count=$((count + 1))
+    if "$@" >/tmp/output 2>&1; then
+        word=passed
+    else
+        word="FAILED ($?)"
+        failed=$((failed + 1))
+        cat /tmp/output
+    fi
+    report "$name $word, $(($(cut -d. -f1 /proc/uptime) - begin)) s"
+}
+
+# A lab of so many nodes in a mode: every pod reaches every other, and the status says how.
+lab() {
+    podnet lab up --nodes "$1" --mode "$2" &&
+        podnet lab ping &&
+        podnet status --socket /run/podnet/lab/podnet-lab/node1/podnet.sock &&
+        podnet lab down
+}
+
+report "kernel $(uname -r)"
+# What takes its time is measured elsewhere.
+check "program tests" programs --test-threads 2 --skip cost::
+report "program tests: $(grep '^test result' /tmp/output)"
+check "lab of one node" lab 1 direct
+grep -E '^(Kernel|Datapath)' /tmp/output | while read -r line; do report "$line"; done
+check "lab of three nodes, direct" lab 3 direct
+check "lab of three nodes, overlay" lab 3 overlay
+if [ "$failed" -eq 0 ]; then report "result passed"; else report "result $failed of $count failed"; fi
+sync
+poweroff -f
