@@ -14,3 +14,6 @@ mod crash;
 mod repair;
 mod iperf;
 mod logs;
+mod database;
+mod reboot;
+mod surroundings;

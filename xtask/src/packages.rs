@@ -82,9 +82,19 @@ pub(crate) const TESTS: &[Package] = &[
         reason: "runs commands in the namespaces of a node or a pod",
     },
     Package {
+        name: "strace",
+        provides: Provides::Command("strace"),
+        reason: "lets system calls of the daemon fail as on a kernel that lacks or forbids them",
+    },
+    Package {
         name: "containerd",
         provides: Provides::Command("containerd"),
         reason: "suite `runtimes`: a real runtime that calls the installed plugin",
+    },
+    Package {
+        name: "podman",
+        provides: Provides::Command("podman"),
+        reason: "suite `runtimes`: another runtime, with its CNI backend",
     },
     Package { name: "runc", provides: Provides::Command("runc"), reason: "suite `runtimes`: starts containerd's pods" },
     Package {
