@@ -13,7 +13,7 @@ use std::{
     path::PathBuf,
 };
 
-use harness::{Family, TestLab, TestPod, command, icmp, interfaces, maps, tcp, wait_for};
+use harness::{Family, TestLab, TestPod, command, icmp, interfaces, maps, pod::Unattached, tcp, wait_for};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use podnet::{api::DatapathMode, config::Config, lab::runtime::CniError};
 
@@ -231,11 +231,8 @@ fn outlive_damage(datapath: DatapathMode, damage: fn(&mut Vec<u8>)) {
     icmp::ping(d.netns(), a.address(Family::V4), 1, 56);
     // Whoever knows the container finds it.
     a.check().unwrap();
-    let again = harness::pod::Unattached::new(&lab, "again");
-    let again = harness::pod::Unattached {
-        request: podnet::lab::runtime::Request { container_id: a.container_id().to_owned(), ..again.request.clone() },
-        ..again
-    };
+    let mut again = Unattached::new(&lab, "again");
+    again.request.container_id = a.container_id().to_owned();
     assert_eq!(cni_error(&again.add().unwrap_err()).code, 100);
     // The next start knows all that this one found.
     lab.kill_daemon();

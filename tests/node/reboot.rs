@@ -1,9 +1,10 @@
 //! The node is booted: its kernel forgot everything, and the database is all that is left.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::fs;
 
 use harness::{Family, TestLab, TestPod, command, icmp, interfaces, maps, wait_for};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use podnet::database::Database;
 
 /// Takes from the node what no boot leaves: links, rules, maps, what is below `/run`; not the pods' namespaces.
 fn forget(lab: &TestLab) {
@@ -81,27 +82,11 @@ fn nothing_of_an_earlier_boot_is_taken_for_a_pod() {
     let (a, b) = (lab.add_pod("a"), lab.add_pod("b"));
     forget(&lab);
     // Path and inode of a namespace are as before: the kernel begins to count anew, and so may a runtime. The boot differs.
-    let folder = tempfile::tempdir().unwrap();
-    let program = podnet_in_another_boot(folder.path());
-    lab.start_daemon_by(&program);
+    Database::open(&lab.node().state_dir()).unwrap().set_setting("boot", "11111111-2222-3333-4444-555555555555").unwrap();
+    lab.start_daemon();
     assert_eq!(lab.pods(), []);
     assert_works(&lab, 0);
     let warnings = lab.status().warnings;
     assert!(warnings.is_empty(), "{warnings:?}");
     drop((a, b));
-}
-
-/// Returns a program that runs podnet where the kernel says that this is another boot.
-fn podnet_in_another_boot(folder: &std::path::Path) -> PathBuf {
-    let boot_id = folder.join("boot_id");
-    fs::write(&boot_id, "11111111-2222-3333-4444-555555555555\n").unwrap();
-    let program = folder.join("podnet");
-    let script = format!(
-        "#!/bin/sh\nexec unshare --mount sh -ec 'mount --bind \"$0\" /proc/sys/kernel/random/boot_id; exec \"$@\"' {} {} \"$@\"\n",
-        boot_id.display(),
-        harness::binary().display()
-    );
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    program
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use harness::{tcp, udp};
+use nix::sys::{resource::UsageWho, time::TimeValLike as _};
 use podnet::datapath::maps::Maps;
 
 use crate::{
@@ -160,6 +161,13 @@ impl Traffic {
     }
 }
 
+/// Returns the CPU time that this process, or its children that have ended, used.
+fn cpu(who: UsageWho) -> Duration {
+    let usage = nix::sys::resource::getrusage(who).expect("read the use of the CPU");
+    let time = |value: nix::sys::time::TimeVal| Duration::from_micros(value.num_microseconds().unsigned_abs());
+    time(usage.user_time()) + time(usage.system_time())
+}
+
 fn assert_no_leak(fixture: &Fixture, daemon: &Daemon, pods: usize) {
     let client = daemon.client();
     let start = Instant::now();
@@ -183,6 +191,7 @@ fn ten_thousand_pods_a_minute_come_and_go_beside_traffic() {
     let (a, b) = (Talker::new(&fixture, &plugin, "a"), Talker::new(&fixture, &plugin, "b"));
     let traffic = Traffic::start(&a, &b);
     let before = daemon.resources();
+    let cpu_before = (daemon.cpu(), cpu(UsageWho::RUSAGE_SELF), cpu(UsageWho::RUSAGE_CHILDREN));
 
     let start = Instant::now();
     let until = start + duration();
@@ -207,6 +216,13 @@ fn ten_thousand_pods_a_minute_come_and_go_beside_traffic() {
     for (verb, times) in [("ADD", &mut load.add), ("DEL", &mut load.delete), ("netns", &mut load.namespace)] {
         println!("load           {verb:<6} p50 {:>7.2} ms  p99 {:>7.2} ms", percentile(times, 50), percentile(times, 99));
     }
+    let per_pod = |now: Duration, before: Duration| (now - before).as_secs_f64() * 1e3 / pods as f64;
+    println!(
+        "load           CPU per pod: daemon {:.2} ms, plugin {:.2} ms, generator with traffic {:.2} ms",
+        per_pod(daemon.cpu(), cpu_before.0),
+        per_pod(cpu(UsageWho::RUSAGE_CHILDREN), cpu_before.2),
+        per_pod(cpu(UsageWho::RUSAGE_SELF), cpu_before.1),
+    );
     traffic.finish();
     assert_no_leak(&fixture, &daemon, 2);
     let after = daemon.resources();

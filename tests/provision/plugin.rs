@@ -194,6 +194,17 @@ impl Daemon {
         let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
         (files, memory.unwrap_or(0))
     }
+
+    /// Returns the CPU time that the daemon has used.
+    pub(crate) fn cpu(&self) -> Duration {
+        let pid = self.process.as_ref().map_or(0, Child::id);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // utime and stime are fields 14 and 15 (proc(5)); the name before them may hold spaces.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+        let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+        // Of a hundredth of a second, for user space (`USER_HZ`).
+        Duration::from_millis(ticks * 10)
+    }
 }
 
 impl Drop for Daemon {

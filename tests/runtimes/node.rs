@@ -22,6 +22,7 @@ for dir in etc opt var; do
 done
 mount -t tmpfs tmpfs /run
 mkdir -p /etc/cni/net.d /opt/cni/bin
+rm -f /etc/cni/net.d/*
 ip link set lo up
 echo ready
 exec sleep infinity";
@@ -191,8 +192,8 @@ impl Service<'_> {
 
 impl Drop for Service<'_> {
     fn drop(&mut self) {
-        // An error means that it has ended before; the process ID belongs to the node's own PID namespace.
-        let script = format!("kill \"$(cat /run/{}.pid)\"", self.name);
+        // It may have ended before; the process ID belongs to the node's own PID namespace.
+        let script = format!("kill \"$(cat /run/{}.pid)\" 2>/dev/null || true", self.name);
         if let Err(error) = try_output(self.node.command("sh").args(["-c", &script])) {
             eprintln!("{error}");
         }
