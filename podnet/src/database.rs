@@ -5,7 +5,7 @@
 //! either. So an ADD pays no disk flush, which on an edge node's flash would cost more than all else together.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -90,6 +90,14 @@ const MIGRATION_1_TO_2: &str = "
     ALTER TABLE pods ADD COLUMN mtu_requested INTEGER;
 ";
 
+/// Setting of a database that was made a moment ago, so that it knows nothing of the pods that the node may have.
+const NEW: &str = "INSERT INTO settings VALUES ('new', '');";
+
+/// Setting that holds the boot in which the pods were added.
+const BOOT: &str = "boot";
+
+const DELETE: &str = "DELETE FROM pods WHERE container_id = ?1 AND ifname = ?2";
+
 const SET_SETTING: &str = "INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2";
 
 /// The open database. One process has it at a time.
@@ -97,6 +105,8 @@ const SET_SETTING: &str = "INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (nam
 pub struct Database {
     connection: Connection,
     path: PathBuf,
+    /// Pods that are gone, which could not be written yet.
+    owed: BTreeSet<AttachmentKey>,
 }
 
 impl Database {
@@ -108,6 +118,10 @@ impl Database {
     /// version; nothing has been changed then.
     pub fn open(state_dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(state_dir).with_context(|| format!("create state folder {}", state_dir.display()))?;
+        // SQLite would say "unable to open database file", whatever the reason.
+        tempfile::tempfile_in(state_dir).with_context(|| {
+            format!("state folder {}: make it writable, or set state-dir to a folder that is", state_dir.display())
+        })?;
         let path = state_dir.join("podnet.db");
         let open = || -> Result<Self> {
             let connection = Connection::open(&path)?;
@@ -117,7 +131,7 @@ impl Database {
             let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
             match version {
                 0 => connection
-                    .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))?,
+                    .execute_batch(&format!("BEGIN; {SCHEMA} {NEW} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))?,
                 1 => connection.execute_batch(&format!(
                     "BEGIN; {MIGRATION_1_TO_2} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 ))?,
@@ -126,25 +140,62 @@ impl Database {
                     bail!("its schema has version {later}, this podnet knows {SCHEMA_VERSION}: run the newer podnet")
                 }
             }
-            let verdict: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0))?;
-            ensure!(verdict == "ok", "it is corrupt ({verdict}): move it away, and podnet starts with no pods");
-            Ok(Self { connection, path: path.clone() })
+            // The whole check: an index that contradicts its table would give an address twice.
+            let verdict: String = connection.pragma_query_value(None, "integrity_check", |row| row.get(0))?;
+            ensure!(verdict == "ok", corrupt(&verdict));
+            let database = Self { connection, path: path.clone(), owed: BTreeSet::new() };
+            // What is well-formed for SQLite need not be a pod.
+            database.pods().map_err(|error| anyhow::anyhow!(corrupt(&format!("{error:#}"))))?;
+            Ok(database)
         };
         open().map_err(|error| {
+            use rusqlite::ErrorCode::{DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase};
+            let name = path.display();
             match error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code) {
-                Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
-                    anyhow::anyhow!(
-                        "database {} is in use: another podnet daemon runs on this state folder",
-                        path.display()
-                    )
+                Some(DatabaseBusy | DatabaseLocked) => {
+                    anyhow::anyhow!("database {name} is in use: another podnet daemon runs on this state folder")
                 }
-                Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => anyhow::anyhow!(
-                    "database {} is corrupt ({error}): move it away, and podnet starts with no pods",
-                    path.display()
-                ),
-                _ => error.context(format!("open database {}", path.display())),
+                Some(NotADatabase | DatabaseCorrupt) => {
+                    anyhow::anyhow!("open database {name}: {}", corrupt(&error.to_string()))
+                }
+                Some(DiskFull) => error.context(format!("open database {name}: make room on its file system")),
+                _ => error.context(format!("open database {name}")),
             }
         })
+    }
+
+    /// Returns whether the database was made by this start, or by one that ended before [`Database::adopt`].
+    pub fn is_new(&self) -> Result<bool> {
+        Ok(self.setting("new")?.is_some())
+    }
+
+    /// Commits the pods that the node had before it had this database. From then on it is not new any more.
+    pub fn adopt(&mut self, records: &[PodRecord]) -> Result<()> {
+        let mut commit = || {
+            let transaction = self.connection.transaction()?;
+            for record in records {
+                insert(&transaction, record)?;
+            }
+            transaction.execute("DELETE FROM settings WHERE name = 'new'", [])?;
+            transaction.commit()
+        };
+        commit().map_err(|error| self.not_written(error))
+    }
+
+    /// Notes the boot of the node, and forgets the pods of an earlier one: no pod survives a boot, but names and numbers
+    /// of namespaces begin anew. Returns how many were forgotten.
+    pub fn begin_boot(&mut self, boot: &str) -> Result<usize> {
+        let earlier = self.setting(BOOT)?;
+        if earlier.as_deref() == Some(boot) {
+            return Ok(0);
+        }
+        let mut commit = || {
+            let transaction = self.connection.transaction()?;
+            let forgotten = if earlier.is_some() { transaction.execute("DELETE FROM pods", [])? } else { 0 };
+            transaction.execute(SET_SETTING, [BOOT, boot])?;
+            transaction.commit().map(|()| forgotten)
+        };
+        commit().map_err(|error| self.not_written(error))
     }
 
     /// Returns all pods, by key.
@@ -189,33 +240,9 @@ impl Database {
 
     /// Commits a pod that is attached: its record, its leases, and settings with them.
     pub fn insert(&mut self, record: &PodRecord, settings: &[(String, String)]) -> Result<()> {
-        let address = |v4: bool| record.addresses.iter().find(|address| address.is_ipv4() == v4).map(IpAddr::to_string);
         let mut commit = || {
             let transaction = self.connection.transaction()?;
-            transaction
-                .prepare_cached(
-                    "INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18)",
-                )?
-                .execute(params![
-                    record.key.container_id,
-                    record.key.ifname,
-                    record.network,
-                    record.pod.namespace,
-                    record.pod.name,
-                    record.pod.uid,
-                    record.netns,
-                    record.netns_id.device as i64,
-                    record.netns_id.inode as i64,
-                    record.host_ifname,
-                    record.host_ifindex,
-                    record.mac.0,
-                    record.mtu,
-                    address(true),
-                    address(false),
-                    record.created as i64,
-                    record.route_mtu,
-                    record.mtu_requested,
-                ])?;
+            insert(&transaction, record)?;
             for (name, value) in settings {
                 transaction.prepare_cached(SET_SETTING)?.execute([name, value])?;
             }
@@ -236,10 +263,30 @@ impl Database {
     /// Commits that a pod is gone, and its leases with it. One that is not there is success.
     pub fn delete(&mut self, key: &AttachmentKey) -> Result<()> {
         self.connection
-            .prepare_cached("DELETE FROM pods WHERE container_id = ?1 AND ifname = ?2")
+            .prepare_cached(DELETE)
             .and_then(|mut statement| statement.execute(params![key.container_id, key.ifname]))
             .map_err(|error| self.not_written(error))?;
         Ok(())
+    }
+
+    /// Remembers that a pod is gone, which could not be written: until [`Database::settle`], or the end of the process.
+    pub fn owe(&mut self, key: AttachmentKey) {
+        self.owed.insert(key);
+    }
+
+    /// Commits what is owed, and returns it. No pod may be inserted before: it could have an address of these.
+    pub fn settle(&mut self) -> Result<BTreeSet<AttachmentKey>> {
+        let mut commit = || {
+            let transaction = self.connection.transaction()?;
+            for key in &self.owed {
+                transaction.prepare_cached(DELETE)?.execute(params![key.container_id, key.ifname])?;
+            }
+            transaction.commit()
+        };
+        if !self.owed.is_empty() {
+            commit().map_err(|error| self.not_written(error))?;
+        }
+        Ok(std::mem::take(&mut self.owed))
     }
 
     /// Says which file could not be written, and what to do about it.
@@ -247,6 +294,9 @@ impl Database {
         let hint = match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => "; make room on its file system",
             Some(rusqlite::ErrorCode::ReadOnly) => "; make its file system writable",
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                "; it is corrupt: restart the daemon, which says more"
+            }
             _ => "",
         };
         let context = format!("write database {}{hint}", self.path.display());
@@ -261,7 +311,10 @@ impl Database {
 
     /// Stores a setting.
     pub fn set_setting(&mut self, name: &str, value: &str) -> Result<()> {
-        self.connection.prepare_cached(SET_SETTING)?.execute([name, value])?;
+        self.connection
+            .prepare_cached(SET_SETTING)
+            .and_then(|mut statement| statement.execute([name, value]))
+            .map_err(|error| self.not_written(error))?;
         Ok(())
     }
 
@@ -313,111 +366,40 @@ impl Database {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(container_id: &str, addresses: &[&str]) -> PodRecord {
-        PodRecord {
-            key: AttachmentKey { container_id: container_id.into(), ifname: "eth0".into() },
-            network: "podnet".into(),
-            pod: PodIdentity { namespace: "default".into(), name: "web".into(), uid: "1".into() },
-            netns: "/run/netns/web".into(),
-            netns_id: NetnsId { device: u64::MAX, inode: 7 },
-            host_ifname: format!("pn{container_id}"),
-            host_ifindex: 0,
-            mac: Mac([0x0a, 0x58, 10, 244, 1, 2]),
-            mtu: 1500,
-            route_mtu: 1450,
-            mtu_requested: Some(1500),
-            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-            created: 1,
-        }
-    }
-
-    #[test]
-    fn records_survive_a_reopen_and_leases_go_with_their_pod() {
-        let folder = tempfile::tempdir().unwrap();
-        let web = record("web", &["10.244.1.2", "fd00::2"]);
-        {
-            let mut database = Database::open(folder.path()).unwrap();
-            database.set_setting("cursor", "a").unwrap();
-            database.insert(&web, &[("other".into(), "c".into())]).unwrap();
-            database.set_setting("cursor", "b").unwrap();
-        }
-        let mut database = Database::open(folder.path()).unwrap();
-        assert_eq!(database.pods().unwrap().into_values().collect::<Vec<_>>(), std::slice::from_ref(&web));
-        assert_eq!(database.setting("other").unwrap().as_deref(), Some("c"));
-        assert_eq!(database.setting("cursor").unwrap().as_deref(), Some("b"));
-        database.delete(&web.key).unwrap();
-        database.delete(&web.key).unwrap();
-        assert!(database.pods().unwrap().is_empty());
-        database.insert(&record("other", &["10.244.1.2"]), &[]).unwrap();
-    }
-
-    #[test]
-    fn an_address_is_leased_once_and_a_failed_insert_leaves_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut database = Database::open(folder.path()).unwrap();
-        database.insert(&record("a", &["10.244.1.2"]), &[]).unwrap();
-        assert!(database.insert(&record("b", &["10.244.1.2", "fd00::3"]), &[]).is_err());
-        assert_eq!(database.pods().unwrap().len(), 1);
-        database.insert(&record("c", &["10.244.1.3", "fd00::3"]), &[]).unwrap();
-    }
-
-    #[test]
-    fn a_database_of_version_1_is_taken_over_without_what_was_never_answered() {
-        let folder = tempfile::tempdir().unwrap();
-        {
-            let connection = Connection::open(folder.path().join("podnet.db")).unwrap();
-            let schema = SCHEMA
-                .replace("route_mtu     INTEGER NOT NULL,", "")
-                .replace("mtu_requested INTEGER,", "")
-                .replace("        created ", "        ready INTEGER NOT NULL,\n        created ");
-            connection.execute_batch(&schema).unwrap();
-            for (name, ready, ip) in [("web", 1, "10.244.1.2"), ("half", 0, "10.244.1.3")] {
-                let row = format!(
-                    "INSERT INTO pods VALUES ('{name}', 'eth0', 'podnet', '', '', '', '/run/netns/web', -1, 7, 'pn{name}', 4, \
-                     x'0a580af40102', 1500, '{ip}', NULL, {ready}, 1)"
-                );
-                connection.execute_batch(&row).unwrap();
-            }
-            connection.pragma_update(None, "user_version", 1).unwrap();
-        }
-        let mut database = Database::open(folder.path()).unwrap();
-        let pods: Vec<_> = database.pods().unwrap().into_values().collect();
-        assert_eq!(pods.len(), 1);
-        assert_eq!((pods[0].host_ifname.as_str(), pods[0].route_mtu, pods[0].created), ("pnweb", 0, 1));
-        database.insert(&record("new", &["10.244.1.3"]), &[]).unwrap();
-    }
-
-    #[test]
-    fn a_full_disk_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut database = Database::open(folder.path()).unwrap();
-        // A page count at its limit fails as a file system without room does.
-        database.connection.execute_batch("PRAGMA max_page_count = 4").unwrap();
-        let error = (0..1000)
-            .find_map(|number| database.insert(&record(&format!("c{number}"), &[]), &[]).err())
-            .expect("the database grows without limit");
-        let error = format!("{error:#}");
-        assert!(error.contains("podnet.db") && error.contains("make room"), "{error}");
-    }
-
-    #[test]
-    fn a_second_daemon_a_corrupt_file_and_a_later_schema_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let database = Database::open(folder.path()).unwrap();
-        database.connection.execute_batch("PRAGMA user_version = 99").unwrap();
-        let error = format!("{:#}", Database::open(folder.path()).unwrap_err());
-        assert!(error.contains("another podnet daemon"), "{error}");
-        assert!(Database::ensure_unused(folder.path()).is_err());
-        drop(database);
-        Database::ensure_unused(folder.path()).unwrap();
-        let error = format!("{:#}", Database::open(folder.path()).unwrap_err());
-        assert!(error.contains("version 99"), "{error}");
-        std::fs::write(folder.path().join("podnet.db"), b"this is no database, whatever its name says").unwrap();
-        let error = format!("{:#}", Database::open(folder.path()).unwrap_err());
-        assert!(error.contains("corrupt"), "{error}");
-    }
+/// Says that a database is corrupt, and what to do about it.
+fn corrupt(why: &str) -> String {
+    format!(
+        "it is corrupt ({why}). Pods keep their network meanwhile. Move podnet.db and podnet.db-wal away and start the daemon again: \
+         it takes over the pods that run"
+    )
 }
+
+fn insert(transaction: &rusqlite::Transaction<'_>, record: &PodRecord) -> rusqlite::Result<()> {
+    let address = |v4: bool| record.addresses.iter().find(|address| address.is_ipv4() == v4).map(IpAddr::to_string);
+    transaction
+        .prepare_cached("INSERT INTO pods VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18)")?
+        .execute(params![
+            record.key.container_id,
+            record.key.ifname,
+            record.network,
+            record.pod.namespace,
+            record.pod.name,
+            record.pod.uid,
+            record.netns,
+            record.netns_id.device as i64,
+            record.netns_id.inode as i64,
+            record.host_ifname,
+            record.host_ifindex,
+            record.mac.0,
+            record.mtu,
+            address(true),
+            address(false),
+            record.created as i64,
+            record.route_mtu,
+            record.mtu_requested,
+        ])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! A node of a test's lab: its daemon, its pods, its counters.
 
-use std::{net::IpAddr, process::Command, time::Duration};
+use std::{net::IpAddr, path::Path, process::Command, time::Duration};
 
 use podnet::{
     api::{DatapathRequest, NodeInfo, Pod, Status, client::Client},
@@ -135,13 +135,33 @@ impl TestNode {
     ///
     /// It ended; with the end of its log.
     pub fn try_start_daemon(&self) -> anyhow::Result<()> {
-        let daemon = self.node.spawn_daemon(&binary()).unwrap();
-        {
-            let mut lab = self.lab.lock();
-            lab.nodes[self.position].daemon = Some(daemon);
-            lab.save().unwrap();
-        }
-        self.node.wait_ready(daemon, READY_DEADLINE)
+        self.node.wait_ready(self.spawn_daemon(&binary()), READY_DEADLINE)
+    }
+
+    /// Starts a daemon, by this program, after the last one ended; does not wait for it.
+    pub fn spawn_daemon(&self, program: &Path) -> Process {
+        let daemon = self.node.spawn_daemon(program).unwrap();
+        let mut lab = self.lab.lock();
+        lab.nodes[self.position].daemon = Some(daemon);
+        lab.save().unwrap();
+        daemon
+    }
+
+    /// Starts a daemon, by this program, and returns when it answers, ready or not.
+    pub fn start_daemon_by(&self, program: &Path) {
+        let daemon = self.spawn_daemon(program);
+        wait_for("the daemon to answer", || {
+            assert!(daemon.is_running().unwrap(), "the daemon ended:\n{}", self.log_tail());
+            node_api::status(&self.node.socket()).ok()
+        });
+    }
+
+    /// Starts a daemon that must end by itself, and returns what it said.
+    pub fn refused_start(&self) -> String {
+        let before = self.log().len();
+        let daemon = self.spawn_daemon(&binary());
+        wait_for("the daemon to end", || (!daemon.is_running().unwrap()).then_some(()));
+        self.log()[before..].to_owned()
     }
 
     /// Changes the configuration file, which the daemon reads when it starts.

@@ -15,3 +15,6 @@ mod repair;
 mod heal;
 mod iperf;
 mod logs;
+mod database;
+mod reboot;
+mod surroundings;

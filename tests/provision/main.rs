@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, reason = "a test that cannot go on panics: the backtrace names the place")]
 
+mod load;
 mod plugin;
 
 use std::time::{Duration, Instant};

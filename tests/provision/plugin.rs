@@ -2,13 +2,14 @@
 
 use std::{
     io::Write as _,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-use podnet::netns::Netns;
+use podnet::{api::client::Client, netns::Netns};
 use tempfile::TempDir;
 
 /// Folder of the reference plugins in Debian and Ubuntu.
@@ -51,6 +52,11 @@ impl Pod {
     /// Makes a namespace for a pod.
     pub(crate) fn new(id: &str) -> Self {
         Self { id: unique(id), namespace: Namespace::new("podnet-pod") }
+    }
+
+    /// Returns the pod's namespace.
+    pub(crate) fn netns(&self) -> &Netns {
+        &self.namespace.netns
     }
 }
 
@@ -124,21 +130,38 @@ impl Fixture {
         Plugin { name: "podnet", program: harness::binary(), config, fixture: self, socket: Some(socket) }
     }
 
+    /// Returns the node's namespace.
+    pub(crate) fn netns(&self) -> &Netns {
+        &self.node.netns
+    }
+
     /// Runs a command on the node and returns its standard output.
     fn run(&self, command: &mut Command, input: &str) -> String {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = self.node.netns.run(|| {
-            let mut child = command.spawn()?;
-            if let Some(mut stdin) = child.stdin.take() {
-                stdin.write_all(input.as_bytes())?;
-            }
-            Ok(child.wait_with_output()?)
-        });
-        let output = output.unwrap_or_else(|error| panic!("{command:?}: {error:#}"));
-        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{command:?}: {}: {stdout}{stderr}", output.status);
-        stdout.into_owned()
+        let output = self.node.netns.run(|| Ok(run_here(command, input)));
+        output.unwrap_or_else(|error| panic!("{command:?}: {error:#}"))
     }
+
+    /// Returns the names of the node's veths.
+    pub(crate) fn veths(&self) -> Vec<String> {
+        let text = self.run(Command::new("ip").args(["-o", "link", "show", "type", "veth"]), "");
+        text.lines().filter_map(|line| Some(line.split_whitespace().nth(1)?.to_owned())).collect()
+    }
+}
+
+/// Runs a command in the calling thread's namespaces and returns its standard output.
+fn run_here(command: &mut Command, input: &str) -> String {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut run = || {
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes())?;
+        }
+        child.wait_with_output()
+    };
+    let output = run().unwrap_or_else(|error| panic!("{command:?}: {error:#}"));
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}: {stdout}{stderr}", output.status);
+    stdout.into_owned()
 }
 
 /// A daemon. Dropping it stops it.
@@ -150,12 +173,38 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     fn is_ready(&self) -> bool {
-        let mut command = Command::new(harness::binary());
-        let output = command.args(["status", "-o", "json"]).env("PODNET_SOCKET", &self.socket).output();
-        output.is_ok_and(|output| {
-            let status: Option<serde_json::Value> = serde_json::from_slice(&output.stdout).ok();
-            status.is_some_and(|status| status["ready"] == true)
-        })
+        self.client().status().is_ok_and(|status| status.ready)
+    }
+
+    /// Returns a client of its API.
+    pub(crate) fn client(&self) -> Client {
+        Client::new(&self.socket)
+    }
+
+    /// Returns the folder of the pinned maps.
+    pub(crate) fn pins(&self) -> PathBuf {
+        podnet::datapath::loader::pin_dir(&self.bpffs)
+    }
+
+    /// Returns how many files the daemon has open, and its memory in KiB.
+    pub(crate) fn resources(&self) -> (usize, u64) {
+        let pid = self.process.as_ref().map_or(0, Child::id);
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let memory =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+        (files, memory.unwrap_or(0))
+    }
+
+    /// Returns the CPU time that the daemon has used.
+    pub(crate) fn cpu(&self) -> Duration {
+        let pid = self.process.as_ref().map_or(0, Child::id);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // utime and stime are fields 14 and 15 (proc(5)); the name before them may hold spaces.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+        let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+        // Of a hundredth of a second, for user space (`USER_HZ`).
+        Duration::from_millis(ticks * 10)
     }
 }
 
@@ -188,18 +237,35 @@ pub(crate) struct Plugin<'fixture> {
 impl Plugin<'_> {
     /// Adds a pod and checks that the result has an address.
     pub(crate) fn add(&self, pod: &Pod) {
-        let result = self.call("ADD", pod);
-        let result: serde_json::Value =
-            serde_json::from_str(&result).unwrap_or_else(|error| panic!("{} ADD: {error}: {result}", self.name));
-        assert!(result["ips"][0]["address"].is_string(), "{} ADD: {result}", self.name);
+        self.check_result(&self.fixture.run(&mut self.command("ADD", pod), &self.config));
     }
 
     /// Deletes a pod.
     pub(crate) fn delete(&self, pod: &Pod) {
-        self.call("DEL", pod);
+        self.fixture.run(&mut self.command("DEL", pod), &self.config);
     }
 
-    fn call(&self, verb: &str, pod: &Pod) -> String {
+    /// Adds a pod from a thread that is in the node's namespace, and returns its addresses.
+    pub(crate) fn add_here(&self, pod: &Pod) -> Vec<IpAddr> {
+        self.check_result(&run_here(&mut self.command("ADD", pod), &self.config))
+    }
+
+    /// Deletes a pod from a thread that is in the node's namespace.
+    pub(crate) fn delete_here(&self, pod: &Pod) {
+        run_here(&mut self.command("DEL", pod), &self.config);
+    }
+
+    fn check_result(&self, result: &str) -> Vec<IpAddr> {
+        let value: serde_json::Value =
+            serde_json::from_str(result).unwrap_or_else(|error| panic!("{} ADD: {error}: {result}", self.name));
+        let ips = value["ips"].as_array().map_or(&[][..], Vec::as_slice).iter();
+        let texts = ips.filter_map(|ip| ip["address"].as_str()?.split('/').next());
+        let addresses: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).collect();
+        assert!(!addresses.is_empty(), "{} ADD: {result}", self.name);
+        addresses
+    }
+
+    fn command(&self, verb: &str, pod: &Pod) -> Command {
         let mut command = Command::new(&self.program);
         command
             .env("CNI_COMMAND", verb)
@@ -207,7 +273,7 @@ impl Plugin<'_> {
             .env("CNI_NETNS", pod.namespace.netns.path())
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", REFERENCE);
-        self.fixture.run(&mut command, &self.config)
+        command
     }
 
     /// Checks that no pod, address or veth is left on the node.
@@ -224,11 +290,11 @@ impl Plugin<'_> {
         }
         let start = Instant::now();
         loop {
-            let left = fixture.run(Command::new("ip").args(["-o", "link", "show", "type", "veth"]), "");
+            let left = fixture.veths();
             if left.is_empty() {
                 break;
             }
-            assert!(start.elapsed() < Duration::from_secs(20), "veths are left: {left}");
+            assert!(start.elapsed() < Duration::from_secs(20), "veths are left: {left:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

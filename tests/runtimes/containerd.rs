@@ -7,14 +7,16 @@
 
 use std::{
     cell::RefCell,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command},
     time::Duration,
 };
 
-use crate::node::{Node, Service, output, poll, require_command, try_output};
+use crate::{
+    Runtime, image,
+    node::{Node, Service, output, poll, require_command, try_output},
+};
 
-const IMAGE: &str = "podnet.test/busybox:1";
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// A containerd that runs on a node.
@@ -27,21 +29,40 @@ pub(crate) struct Containerd<'node> {
 }
 
 impl<'node> Containerd<'node> {
-    /// Starts containerd and gives it the image of the pods.
+    /// Starts containerd without its CRI plugin and gives it the image of the pods.
     pub(crate) fn start(node: &'node Node) -> Self {
+        Self::start_with(node, "\"io.containerd.grpc.v1.cri\",", "default")
+    }
+
+    /// Starts containerd with its CRI plugin and gives it the image of the pods.
+    pub(crate) fn start_cri(node: &'node Node) -> Self {
+        Self::start_with(node, "", "k8s.io")
+    }
+
+    fn start_with(node: &'node Node, disabled: &str, namespace: &str) -> Self {
         require_command("containerd", "containerd");
         require_command("ctr", "containerd");
         require_command("runc", "runc");
         let private = node.private();
         let config = node.dir().join("containerd.toml");
-        std::fs::write(&config, configuration(&private)).expect("write containerd's configuration");
+        std::fs::write(&config, configuration(&private, disabled)).expect("write containerd's configuration");
         let service = node.serve("containerd", Path::new("containerd"), &["--config".as_ref(), config.as_os_str()]);
         let id = node.dir().file_name().expect("the node's folder has a name").to_string_lossy().into_owned();
         let containerd = Self { node, _service: service, pods: RefCell::default(), cgroup: id };
         poll("containerd answers", Duration::from_secs(30), || try_output(containerd.ctr().arg("version")));
-        let image = pack_image(node.dir());
-        output(containerd.ctr().args(["image", "import"]).arg(image));
+        let image = image::pack(node.dir());
+        output(containerd.ctr().args(["--namespace", namespace, "image", "import"]).arg(image));
         containerd
+    }
+
+    /// Returns the parent of the pods' cgroups.
+    pub(crate) fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    /// Returns the path by which the machine reaches containerd's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.node.from_outside(SOCKET)
     }
 
     fn ctr(&self) -> Command {
@@ -54,7 +75,7 @@ impl<'node> Containerd<'node> {
     pub(crate) fn run(&self, name: &str) {
         let mut command = self.ctr();
         command.args(["run", "--rm", "--cni", "--null-io", "--cgroup", &format!("/{}/{name}", self.cgroup)]);
-        command.args([IMAGE, name, "sleep", "600"]);
+        command.args([image::NAME, name, "sleep", "600"]);
         let mut child = self.node.spawn(command, &format!("ctr-{name}.log"));
         poll(&format!("pod {name} runs"), Duration::from_secs(30), || {
             if let Ok(Some(status)) = child.try_wait() {
@@ -65,28 +86,9 @@ impl<'node> Containerd<'node> {
         self.pods.borrow_mut().push((name.to_owned(), child));
     }
 
-    /// Runs a command in a pod and returns its output.
-    pub(crate) fn exec(&self, name: &str, command: &[&str]) -> String {
-        self.try_exec(name, command).unwrap_or_else(|error| panic!("{error}"))
-    }
-
     fn try_exec(&self, name: &str, command: &[&str]) -> Result<String, String> {
         let id = format!("exec-{}", std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos()));
         try_output(self.ctr().args(["task", "exec", "--exec-id", &id, name]).args(command))
-    }
-
-    /// Returns the addresses of a pod's `eth0` that are not link-local.
-    pub(crate) fn addresses(&self, name: &str) -> Vec<String> {
-        let text = self.exec(name, &["ip", "-o", "address", "show", "dev", "eth0"]);
-        let mut addresses = Vec::new();
-        for line in text.lines().filter(|line| !line.contains("scope link")) {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let position = words.iter().position(|word| word.starts_with("inet"));
-            let address = position.and_then(|at| words.get(at + 1)).and_then(|cidr| cidr.split('/').next());
-            addresses.push(address.unwrap_or_else(|| panic!("no address in {line:?}")).to_owned());
-        }
-        assert!(!addresses.is_empty(), "pod {name} has no address: {text}");
-        addresses
     }
 
     /// Kills a pod's process and returns when the runtime has called DEL and removed the pod.
@@ -107,6 +109,16 @@ impl<'node> Containerd<'node> {
     }
 }
 
+impl Runtime<&str> for Containerd<'_> {
+    fn exec(&self, pod: &&str, command: &[&str]) -> String {
+        self.try_exec(pod, command).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn addresses(&self, pod: &&str) -> Vec<String> {
+        crate::shown_addresses(&self.exec(pod, &["ip", "-o", "address", "show", "dev", "eth0"]))
+    }
+}
+
 impl Drop for Containerd<'_> {
     fn drop(&mut self) {
         let names: Vec<String> = self.pods.borrow().iter().map(|(name, _)| name.clone()).collect();
@@ -123,7 +135,7 @@ impl Drop for Containerd<'_> {
 }
 
 /// Removes the pods' parent cgroup from every hierarchy. runc removes the pods' own, but not the parent.
-fn remove_cgroups(name: &str) {
+pub(crate) fn remove_cgroups(name: &str) {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = std::fs::read_dir(root).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
     for folder in hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(name)) {
@@ -136,45 +148,34 @@ fn remove_cgroups(name: &str) {
 }
 
 /// Returns a configuration whose folders are all private to the node.
-fn configuration(private: &Path) -> String {
+fn configuration(private: &Path, disabled: &str) -> String {
     let private = private.display();
     format!(
         r#"version = 2
 root = "{private}/containerd-root"
 state = "{private}/containerd-state"
-# The image is imported and `ctr` calls CNI itself. The CRI plugin would look at the machine's devices and firewall.
 disabled_plugins = [
-    "io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.aufs",
+    {disabled} "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
 ]
 
 [grpc]
 address = "{SOCKET}"
 
-# In force only for who enables the CRI plugin: a root without CAP_SYS_RESOURCE may not lower oom_score_adj.
 [plugins."io.containerd.grpc.v1.cri"]
+# A root without CAP_SYS_RESOURCE may not lower oom_score_adj.
 restrict_oom_score_adj = true
-"#
-    )
-}
+disable_apparmor = true
+# Imported; nothing is ever pulled.
+sandbox_image = "{image}"
 
-/// Packs a docker archive: one layer with a static busybox.
-fn pack_image(dir: &Path) -> std::path::PathBuf {
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
-    let busybox = busybox.expect("busybox is missing: install the package busybox-static");
-    let script = r#"set -e
-mkdir -p root/bin root/www root/tmp
-cp "$1" root/bin/busybox
-for name in sh sleep true ping ip nc httpd; do ln -s busybox "root/bin/$name"; done
-echo podnet > root/www/index.html
-tar --directory root --create --file layer.tar .
-digest=$(sha256sum layer.tar | cut -d' ' -f1)
-architecture=$(dpkg --print-architecture 2>/dev/null || uname -m)
-printf '{"architecture":"%s","os":"linux","config":{"Cmd":["/bin/sleep","600"],"Env":["PATH=/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' "$architecture" "$digest" > config.json
-printf '[{"Config":"config.json","RepoTags":["%s"],"Layers":["layer.tar"]}]' "$2" > manifest.json
-tar --create --file image.tar manifest.json config.json layer.tar"#;
-    let image = dir.join("image");
-    std::fs::create_dir(&image).expect("make the image's folder");
-    output(Command::new("sh").current_dir(&image).args(["-c", script, "sh", busybox, IMAGE]));
-    image.join("image.tar")
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/opt/cni/bin"
+conf_dir = "/etc/cni/net.d"
+"#,
+        image = image::NAME
+    )
 }

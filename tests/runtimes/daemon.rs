@@ -41,6 +41,11 @@ impl<'node> Daemon<'node> {
         daemon
     }
 
+    /// Stops the daemon.
+    pub(crate) fn stop(&self) {
+        self.service.stop();
+    }
+
     /// Returns a `podnet` command that runs on the node and talks to this daemon.
     pub(crate) fn podnet(&self, args: &[&str]) -> Command {
         let mut command = self.node.command(&self.binary);

@@ -1,4 +1,4 @@
-//! A node for tests: mount, network, PID, IPC and UTS namespaces of its own, in which `/run`, `/etc` and `/opt` are
+//! A node for tests: mount, network, PID, IPC and UTS namespaces of its own, in which `/run`, `/etc`, `/opt` and `/var` are
 //! private. Nothing of it shows on the machine, and killing its first process ends all that runs in it.
 
 #![expect(clippy::expect_used, reason = "a test that cannot go on panics: the backtrace names the place")]
@@ -12,16 +12,17 @@ use std::{
 
 use tempfile::TempDir;
 
-/// Mounts the private folders and then only keeps the namespaces alive. `/etc` and `/opt` are overlays: what is
+/// Mounts the private folders and then only keeps the namespaces alive. `/etc`, `/opt` and `/var` are overlays: what is
 /// installed there stays in the tmpfs, and what the machine has there can still be read.
 const FIRST_PROCESS: &str = "set -e
 mount -t tmpfs tmpfs \"$1\"
-for dir in etc opt; do
+for dir in etc opt var; do
     mkdir -p \"$1/$dir/upper\" \"$1/$dir/work\"
     mount -t overlay overlay -o \"lowerdir=/$dir,upperdir=$1/$dir/upper,workdir=$1/$dir/work\" \"/$dir\"
 done
 mount -t tmpfs tmpfs /run
 mkdir -p /etc/cni/net.d /opt/cni/bin
+rm -f /etc/cni/net.d/*
 ip link set lo up
 echo ready
 exec sleep infinity";
@@ -96,6 +97,40 @@ impl Node {
         output(&mut command)
     }
 
+    /// Returns the path by which the machine reaches a file of the node.
+    pub(crate) fn from_outside(&self, path: &str) -> PathBuf {
+        // The node's first process is the only child of `unshare`.
+        let unshare = self.first.id();
+        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+        let children = children.expect("read the children of the node's process");
+        let first = children.split_whitespace().next().expect("the node's first process runs");
+        PathBuf::from(format!("/proc/{first}/root{path}"))
+    }
+
+    /// Makes a host on a network of its own with the node, which has 192.168.1.11 and fd00:192:168:1::11 there.
+    pub(crate) fn add_outside(&self) {
+        self.shell(
+            "ip netns add outside
+            ip link add up0 type veth peer name eth0 netns outside
+            ip address add 192.168.1.11/24 dev up0
+            ip address add fd00:192:168:1::11/64 dev up0 nodad
+            ip link set up0 up
+            ip -n outside link set lo up
+            ip -n outside address add 192.168.1.100/24 dev eth0
+            ip -n outside address add fd00:192:168:1::100/64 dev eth0 nodad
+            ip -n outside link set eth0 up",
+        );
+    }
+
+    /// Installs plugins of the reference in the node's private `/opt/cni/bin`.
+    pub(crate) fn install_reference(&self, plugins: &[&str]) {
+        for plugin in plugins {
+            let file = Path::new("/usr/lib/cni").join(plugin);
+            assert!(file.is_file(), "{} is missing: install containernetworking-plugins", file.display());
+            self.shell(&format!("cp {} /opt/cni/bin/", file.display()));
+        }
+    }
+
     /// Starts a command that goes on; its output goes to a log in the node's folder.
     pub(crate) fn spawn(&self, mut command: Command, log: &str) -> Child {
         let log = std::fs::File::create(self.dir().join(log)).expect("create a log file");
@@ -125,7 +160,7 @@ impl Drop for Node {
             }
         }
         if std::thread::panicking() {
-            for log in ["daemon.log", "containerd.log"] {
+            for log in ["daemon.log", "containerd.log"].into_iter().filter(|log| self.dir().join(log).is_file()) {
                 eprintln!("--- {log}\n{}", self.log(log));
             }
         }
@@ -141,6 +176,15 @@ pub(crate) struct Service<'node> {
 }
 
 impl Service<'_> {
+    /// Ends the program and waits until it has.
+    pub(crate) fn stop(&self) {
+        let script = format!(
+            "kill \"$(cat /run/{0}.pid)\"; while kill -0 \"$(cat /run/{0}.pid)\" 2>/dev/null; do sleep 0.05; done",
+            self.name
+        );
+        output(self.node.command("sh").args(["-c", &script]));
+    }
+
     /// Panics if the program has ended.
     pub(crate) fn assert_alive(&mut self) {
         if let Ok(Some(status)) = self.process.try_wait() {
@@ -151,8 +195,8 @@ impl Service<'_> {
 
 impl Drop for Service<'_> {
     fn drop(&mut self) {
-        // An error means that it has ended before; the process ID belongs to the node's own PID namespace.
-        let script = format!("kill \"$(cat /run/{}.pid)\"", self.name);
+        // It may have ended before; the process ID belongs to the node's own PID namespace.
+        let script = format!("kill \"$(cat /run/{}.pid)\" 2>/dev/null || true", self.name);
         if let Err(error) = try_output(self.node.command("sh").args(["-c", &script])) {
             eprintln!("{error}");
         }

@@ -107,9 +107,19 @@ pub(crate) const TESTS: &[Package] = &[
         reason: "suite `etcd`: certificates of servers and clients",
     },
     Package {
+        name: "strace",
+        provides: Provides::Command("strace"),
+        reason: "lets system calls of the daemon fail as on a kernel that lacks or forbids them",
+    },
+    Package {
         name: "containerd",
         provides: Provides::Command("containerd"),
         reason: "suite `runtimes`: a real runtime that calls the installed plugin",
+    },
+    Package {
+        name: "podman",
+        provides: Provides::Command("podman"),
+        reason: "suite `runtimes`: another runtime, with its CNI backend; suite `dist`: loads and runs the image",
     },
     Package { name: "runc", provides: Provides::Command("runc"), reason: "suite `runtimes`: starts containerd's pods" },
     Package {
@@ -122,7 +132,6 @@ pub(crate) const TESTS: &[Package] = &[
         provides: Provides::Command("busybox"),
         reason: "suite `runtimes`: the image of the test pods",
     },
-    Package { name: "podman", provides: Provides::Command("podman"), reason: "suite `dist`: loads and runs the image" },
     Package {
         name: "lintian",
         provides: Provides::Command("lintian"),

@@ -2,13 +2,13 @@
 
 use std::{
     io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, FromRef, State, rejection::JsonRejection},
@@ -255,8 +255,10 @@ pub fn bind(socket: &Path) -> Result<UnixListener> {
 ///
 /// # Errors
 ///
-/// A daemon answers there, or something holds the socket for longer than a dying daemon would.
+/// A daemon answers there, something holds the socket for longer than a dying daemon would, or a file is there.
 pub fn ensure_not_served(socket: &Path) -> Result<()> {
+    let is_other = std::fs::symlink_metadata(socket).is_ok_and(|metadata| !metadata.file_type().is_socket());
+    ensure!(!is_other, "{} exists and is no socket; remove it, or set socket to another path", socket.display());
     let start = Instant::now();
     loop {
         match Client::new(socket).with_timeout(Duration::from_secs(1)).status() {

@@ -1,7 +1,7 @@
 //! Deletions that wait on disk for the daemon: one file each.
 //!
 //! The plugin puts a DEL there when it cannot reach the daemon, so that pods do not hang in termination; the daemon
-//! drains the folder. Both sides hold a file's lock while they act on it, so a deletion that is being applied can
+//! drains the folder. The daemon puts one there itself when its database cannot be written. Both sides hold a file's lock while they act on it, so a deletion that is being applied can
 //! never hit a later ADD of the same attachment: such an ADD takes the deletion first ([`claim`]).
 
 use std::{
@@ -84,6 +84,11 @@ pub fn claim(dir: &Path, key: &AttachmentKey) -> io::Result<Option<Claim>> {
     };
     file.lock()?;
     Ok(is_linked(&file)?.then_some(Claim { path, _file: file }))
+}
+
+/// Takes a deletion out of the folder that its own writer has made up for. One that is not there is success.
+pub fn forget(dir: &Path, key: &AttachmentKey) -> io::Result<()> {
+    remove(&path_of(dir, key))
 }
 
 /// Applies every waiting deletion and removes it from the folder; returns how many.

@@ -184,7 +184,16 @@ fn is_attached(name: &str, hook: DeviceHook, program: u32) -> Result<bool> {
 pub fn attached_devices(pin_dir: &Path) -> Result<Vec<(u32, DeviceHook, u32)>> {
     let mut attached = Vec::new();
     for (hook, ifindex, pin) in pins(pin_dir)? {
-        let Some(link) = open_link(&pin)? else { continue };
+        let link = match open_link(&pin) {
+            Ok(Some(link)) => link,
+            Ok(None) => continue,
+            // Whoever may not use eBPF can still take the pin away, and the program with it.
+            Err(error) if is_forbidden(&error) => {
+                attached.push((ifindex, hook, UNKNOWN_PROGRAM));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let program = link.info().with_context(|| format!("examine the link {}", pin.display()))?.program_id();
         let Some(name) = name_of(ifindex) else { continue };
         if is_attached(&name, hook, program)? {
@@ -198,6 +207,19 @@ pub fn attached_devices(pin_dir: &Path) -> Result<Vec<(u32, DeviceHook, u32)>> {
     }
     attached.sort_unstable();
     Ok(attached)
+}
+
+/// Stands for the number of a program that the kernel does not tell.
+const UNKNOWN_PROGRAM: u32 = 0;
+
+/// Returns whether the kernel has no eBPF, or none for this process.
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    let code = |error: &std::io::Error| error.raw_os_error();
+    let codes = error.chain().filter_map(|cause| match cause.downcast_ref::<LinkError>() {
+        Some(LinkError::SyscallError(error)) => code(&error.io_error),
+        _ => None,
+    });
+    codes.into_iter().any(|code| [libc::EPERM, libc::EACCES, libc::ENOSYS].contains(&code))
 }
 
 /// Returns the name of an interface, if there is one with this index.

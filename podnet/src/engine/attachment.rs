@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use podnet_common::address::Address;
 use tracing::{debug, info, warn};
 
-use super::{Engine, pod_side::PodSide};
+use super::{Engine, adoption::is_unnamed, pod_side::PodSide};
 use crate::{
     api::{AddRequest, ApiError, Attachment, AttachmentKey, ErrorKind, GcReply, GcRequest, Mac},
     config::{Config, validate_ifname},
@@ -70,6 +70,8 @@ impl<E: Into<anyhow::Error>> From<E> for WireError {
 impl Engine {
     /// Attaches a pod. On failure everything is undone.
     pub(super) fn add(&mut self, request: &AddRequest) -> Result<Attachment, ApiError> {
+        // The address of a pod that is gone is free only when the database says so.
+        self.settle().map_err(internal)?;
         let netns = self.validate(request)?;
         let addresses = self.lease(&request.addresses)?;
         let outcome = self.add_leased(request, &netns, &addresses);
@@ -84,7 +86,7 @@ impl Engine {
             return Err(invalid("the container ID is empty"));
         }
         validate_ifname(&request.key.ifname).map_err(invalid)?;
-        if self.pods.contains_key(&request.key) {
+        if self.pods.contains_key(&self.known_key(&request.key)) {
             return Err(ApiError::new(
                 ErrorKind::AlreadyExists,
                 format!(
@@ -207,7 +209,8 @@ impl Engine {
         // The record last, but before the answer: what a restart finds without one, it removes.
         let made = wired.and_then(|()| {
             let cursors = self.cursors(addresses);
-            self.database.insert(&record, &cursors).context("store the pod").map_err(WireError::Other)
+            let written = self.database.insert(&record, &cursors);
+            self.noted(written).context("store the pod").map_err(WireError::Other)
         });
         if let Err(error) = made {
             self.unwire(&record);
@@ -318,13 +321,14 @@ impl Engine {
     /// Detaches a pod. One that does not exist is success. Addresses and maps are free at once; the veth goes with the
     /// reaper's next group.
     pub(super) fn delete(&mut self, key: &AttachmentKey) -> Result<(), ApiError> {
+        let key = &self.known_key(key);
         let Some(record) = self.pods.get(key).cloned() else {
             debug!(container = key.container_id, "nothing to detach");
             return Ok(());
         };
         // The database before all else: what is left of a pod without a record is removed at the next start, but a record
         // of which a part is gone would be a broken pod.
-        self.database.delete(key).context("remove the pod from the database").map_err(internal)?;
+        self.delete_record(key)?;
         self.unpublish(&record);
         self.pods.remove(key);
         self.release(&record.addresses);
@@ -345,7 +349,9 @@ impl Engine {
         let stale: Vec<AttachmentKey> = self
             .pods
             .values()
-            .filter(|record| record.network == request.network && !request.valid.contains(&record.key))
+            // Of a pod that was taken over nobody knows the network.
+            .filter(|record| record.network == request.network && !is_unnamed(&record.key))
+            .filter(|record| !request.valid.contains(&record.key))
             .map(|record| record.key.clone())
             .collect();
         let mut reply = GcReply::default();

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use anyhow::{Context as _, Result, ensure};
 use podnet_common::address::Address;
 
-use super::Engine;
+use super::{Engine, adoption::is_unnamed};
 use crate::{
     api::{ApiError, CheckRequest, ErrorKind},
     database::PodRecord,
@@ -20,12 +20,15 @@ impl Engine {
     ///
     /// `NotFound` if the attachment does not exist, `Mismatch` with the first difference otherwise.
     pub(super) fn check(&mut self, request: &CheckRequest) -> Result<(), ApiError> {
-        let Some(record) = self.pods.get(&request.key).cloned() else {
+        let Some(mut record) = self.pods.get(&self.known_key(&request.key)).cloned() else {
             return Err(ApiError::new(
                 ErrorKind::NotFound,
                 format!("container {} has no interface {}", request.key.container_id, request.key.ifname),
             ));
         };
+        if is_unnamed(&record.key) {
+            record.key = request.key.clone();
+        }
         let mismatch = |error: anyhow::Error| {
             ApiError::new(ErrorKind::Mismatch, format!("container {}: {error:#}", request.key.container_id))
         };
@@ -49,7 +52,7 @@ impl Engine {
     fn check_pod_side(&self, request: &CheckRequest, record: &PodRecord) -> Result<()> {
         let netns = Netns::open(&request.netns)?;
         ensure!(
-            netns.id()? == record.netns_id,
+            netns.id()? == record.netns_id || record.netns.is_empty(),
             "{} is another network namespace than the one that was attached",
             request.netns
         );

@@ -23,7 +23,6 @@ use crate::{
         ErrorKind, GcReply, GcRequest, KernelStatus, Mac, NodeInfo, Pod, Status,
     },
     cluster::{Cluster, Update},
-    cni::deletions,
     config::{self, Config},
     database::{Database, PodRecord},
     datapath::{
@@ -39,6 +38,7 @@ use crate::{
     nft, routing,
 };
 
+mod adoption;
 mod attachment;
 mod check;
 mod cluster;
@@ -54,6 +54,7 @@ mod removal;
 mod status;
 mod upgrade;
 pub mod sysctl;
+mod writing;
 
 pub use removal::remove_everything;
 
@@ -190,6 +191,8 @@ struct Engine {
     ebpf_log: LogLevel,
     reaper: reaper::Reaper,
     warnings: Vec<String>,
+    /// Why the database could not be written the last time.
+    write_failure: Option<String>,
     repairs: u64,
     started: Instant,
 }
@@ -262,22 +265,27 @@ impl Engine {
             ebpf_log: start.ebpf_log,
             reaper: reaper::Reaper::start()?,
             warnings: Vec::new(),
+            write_failure: None,
             repairs: 0,
             started: Instant::now(),
             config,
         };
         engine.meet_other_layouts()?;
         engine.prepare_node()?;
-        engine.load_pods()?;
+        engine.forget_earlier_boot();
         // The programs' constants follow from the bridge and the cluster.
         engine.ensure_bridge()?;
+        engine.adopt_pods()?;
+        engine.load_pods()?;
         engine.derive_routing()?;
         engine.adopt_mtus();
         engine.load_datapath();
         engine.reconcile(Why::Change("start"))?;
-        engine.remember_gateways()?;
-        if is_news {
-            engine.remember_cluster()?;
+        // Pods that run are served, whatever room there is on the disk.
+        let written = engine.remember_gateways();
+        engine.note_write(written);
+        if is_news && let Err(error) = engine.remember_cluster() {
+            warn!(error = format!("{error:#}"), "the nodes are not remembered for the next start");
         }
         info!(
             node = engine.config.node,
@@ -317,6 +325,7 @@ impl Engine {
                     error!(error = format!("{error:#}"), "reconciliation");
                 }
                 self.drain_deletions();
+                self.retry_writing();
                 news = News::default();
                 compared = Instant::now();
                 // A node of very many pods or routes is compared less often.
@@ -349,7 +358,10 @@ impl Engine {
             Command::Delete(request, reply) => answer(reply, self.delete(&request.key)),
             Command::Check(request, reply) => answer(reply, self.check(&request)),
             Command::Gc(request, reply) => answer(reply, self.gc(&request)),
-            Command::Status(reply) => answer(reply, Ok(self.status())),
+            Command::Status(reply) => {
+                self.retry_writing();
+                answer(reply, Ok(self.status()));
+            }
             Command::Pods(reply) => answer(reply, Ok(self.list_pods())),
             Command::SetEbpfLog(level, reply) => answer(reply, self.set_ebpf_log(level)),
             Command::Datapath(request, reply) => answer(reply, self.change_datapath(request)),
@@ -361,18 +373,6 @@ impl Engine {
             Command::Cluster(update) => self.follow(update),
             Command::Stop(reply) => answer(reply, Ok(())),
             Command::News(_) => {}
-        }
-    }
-
-    /// Does the deletions that were queued while no daemon answered.
-    fn drain_deletions(&mut self) {
-        let folder = Config::deletions_dir(&self.config.socket);
-        let done =
-            deletions::drain(&folder, |request: DeleteRequest| self.delete(&request.key).map_err(anyhow::Error::from));
-        match done {
-            Ok(0) => {}
-            Ok(count) => info!(count, "did deletions that were queued while the daemon was down"),
-            Err(error) => error!(error = format!("{error:#}"), "drain the queue of deletions"),
         }
     }
 

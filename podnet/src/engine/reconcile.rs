@@ -191,7 +191,11 @@ impl Engine {
     /// Stores the gateways, so that the next configuration can remove them.
     pub(super) fn remember_gateways(&mut self) -> Result<()> {
         let gateways: Vec<String> = self.gateway_networks().iter().map(ToString::to_string).collect();
-        self.database.set_setting(GATEWAYS_SETTING, &gateways.join(" "))
+        let gateways = gateways.join(" ");
+        if self.database.setting(GATEWAYS_SETTING)?.as_deref() == Some(&gateways) {
+            return Ok(());
+        }
+        self.database.set_setting(GATEWAYS_SETTING, &gateways)
     }
 
     pub(super) fn gateway_networks(&self) -> Vec<IpNetwork> {
