@@ -38,6 +38,13 @@ fn has_routes_to(node: &TestNode, other: &ClusterNode) -> bool {
     other.pod_cidrs.iter().all(|cidr| routes.contains(&cidr.to_string()))
 }
 
+/// Adds a pod, and waits until the bridge delivers to it.
+fn add_pod(node: &TestNode, name: &str) -> TestPod {
+    let pod = node.add_pod(name);
+    interfaces::wait_for_carriers(node.netns());
+    pod
+}
+
 fn check_all_pairs(pods: &[TestPod]) {
     for from in pods {
         for to in pods.iter().filter(|to| to.name() != from.name()) {
@@ -88,14 +95,14 @@ fn nodes_find_each_other_by_etcd_and_go_on_without_it() {
     }
     wait_for("the age of what is known", || nodes[0].status().cluster.stale_seconds.filter(|seconds| *seconds > 0));
     assert!(nodes[0].cli(&["status"]).contains("3 nodes, STALE for "));
-    pods.push(nodes[2].add_pod("meanwhile"));
+    pods.push(add_pod(&nodes[2], "meanwhile"));
     check_all_pairs(&pods);
     pods.pop().unwrap().del().unwrap();
     // Also a daemon that is started now.
     nodes[1].stop_daemon();
     nodes[1].start_daemon();
     assert_eq!(nodes[1].status().cluster.nodes, 3);
-    pods.push(nodes[1].add_pod("later"));
+    pods.push(add_pod(&nodes[1], "later"));
     check_all_pairs(&pods);
     traffic.wait_for_progress();
 
