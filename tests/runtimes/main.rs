@@ -102,7 +102,10 @@ fn assert_nothing_left(node: &Node, daemon: &Daemon<'_>) {
     let names = node.shell("ls /run/netns 2>/dev/null | grep -v outside || true");
     assert_eq!(names, "", "network namespaces are left");
     let rules = node.shell("iptables-save; ip6tables-save");
-    assert!(!rules.contains("10.244.1.") && !rules.contains(&HOST_PORT.to_string()), "portmap's rules are left: {rules}");
+    assert!(
+        !rules.contains("10.244.1.") && !rules.contains(&HOST_PORT.to_string()),
+        "portmap's rules are left: {rules}"
+    );
 }
 
 fn start_pair(containerd: &Containerd<'_>) {

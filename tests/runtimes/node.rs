@@ -98,7 +98,7 @@ impl Node {
     }
 
     /// Returns the path by which the machine reaches a file of the node.
-    pub(crate) fn from_outside(&self, path: &str) -> PathBuf {
+    pub(crate) fn path_from_outside(&self, path: &str) -> PathBuf {
         // The node's first process is the only child of `unshare`.
         let unshare = self.first.id();
         let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
@@ -178,7 +178,10 @@ pub(crate) struct Service<'node> {
 impl Service<'_> {
     /// Ends the program and waits until it has.
     pub(crate) fn stop(&self) {
-        let script = format!("kill \"$(cat /run/{0}.pid)\"; while kill -0 \"$(cat /run/{0}.pid)\" 2>/dev/null; do sleep 0.05; done", self.name);
+        let script = format!(
+            "kill \"$(cat /run/{0}.pid)\"; while kill -0 \"$(cat /run/{0}.pid)\" 2>/dev/null; do sleep 0.05; done",
+            self.name
+        );
         output(self.node.command("sh").args(["-c", &script]));
     }
 

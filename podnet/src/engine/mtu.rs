@@ -31,7 +31,9 @@ impl Engine {
         let stale: Vec<AttachmentKey> = self
             .pods
             .values()
-            .filter(|record| !record.netns.is_empty() && (record.mtu, record.route_mtu) != self.mtus_for(record.mtu_requested))
+            .filter(|record| {
+                !record.netns.is_empty() && (record.mtu, record.route_mtu) != self.mtus_for(record.mtu_requested)
+            })
             .map(|record| record.key.clone())
             .collect();
         for key in stale {

@@ -33,11 +33,9 @@ impl Engine {
 
     /// Says why no pod could be added now.
     fn not_ready_reason(&self) -> Option<String> {
-        let exhausted = self
-            .pools
-            .iter()
-            .find(|pool| pool.used() >= pool.capacity())
-            .map(|pool| format!("no free address: all {} pod addresses of {} are in use", pool.capacity(), pool.cidr()));
+        let exhausted = self.pools.iter().find(|pool| pool.used() >= pool.capacity()).map(|pool| {
+            format!("no free address: all {} pod addresses of {} are in use", pool.capacity(), pool.cidr())
+        });
         self.write_failure.clone().or(exhausted)
     }
 
