@@ -73,7 +73,9 @@ impl Traffic {
     }
 
     fn goes_on(&self) {
-        self.connections.iter().for_each(|connection| connection.wait_for_rounds(5));
+        for connection in &self.connections {
+            connection.wait_for_rounds(5);
+        }
     }
 
     fn finish(self) {
@@ -166,6 +168,9 @@ fn a_disk_without_room_for_a_database_is_named() {
     disk.make_room();
     lab.start_daemon();
     let a = lab.add_pod("a");
+    for netns in [lab.netns(), a.netns()] {
+        interfaces::wait_for_carriers(netns);
+    }
     icmp::ping(lab.netns(), a.address(Family::V4), 1, 56);
 }
 
@@ -232,7 +237,7 @@ fn outlive_damage(datapath: DatapathMode, damage: fn(&mut Vec<u8>)) {
     // Whoever knows the container finds it.
     a.check().unwrap();
     let mut again = Unattached::new(&lab, "again");
-    again.request.container_id = a.container_id().to_owned();
+    a.container_id().clone_into(&mut again.request.container_id);
     assert_eq!(cni_error(&again.add().unwrap_err()).code, 100);
     // The next start knows all that this one found.
     lab.kill_daemon();

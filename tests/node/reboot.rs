@@ -29,6 +29,9 @@ fn forget(lab: &TestLab) {
 /// Asserts that the node works as a new one does, with these pods of before.
 fn assert_works(lab: &TestLab, before: usize) {
     let (c, d) = (lab.add_pod("c"), lab.add_pod("d"));
+    for netns in [lab.netns(), c.netns(), d.netns()] {
+        interfaces::wait_for_carriers(netns);
+    }
     for family in Family::ALL {
         icmp::ping(c.netns(), d.address(family), 1, 56);
         icmp::ping(lab.netns(), c.address(family), 1, 56);
@@ -73,6 +76,9 @@ fn a_pod_whose_namespace_lives_is_reported_and_keeps_its_addresses_until_its_del
     assert_eq!(lab.pods(), []);
     // The runtime makes it anew.
     let b: TestPod = b.add().unwrap();
+    for netns in [lab.netns(), b.netns()] {
+        interfaces::wait_for_carriers(netns);
+    }
     icmp::ping(lab.netns(), b.address(Family::V6), 1, 56);
 }
 

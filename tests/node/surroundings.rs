@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use harness::{Family, TestLab, icmp, interfaces, tcp, wait_for};
+use harness::{Family, TestCluster, TestLab, icmp, interfaces, tcp, wait_for};
 use nix::mount::{MntFlags, umount2};
 use podnet_common::verdict::Verdict;
 
@@ -126,4 +126,37 @@ fn a_socket_that_a_foreign_process_holds() {
     lab.start_daemon();
     a.check().unwrap();
     icmp::ping(lab.netns(), a.address(Family::V4), 1, 56);
+}
+
+#[test]
+fn a_kernel_that_forbids_bpf_on_a_node_with_neighbors() {
+    let cluster = TestCluster::with(|options| options.nodes = 2);
+    cluster.wait_for_routes();
+    let pods = cluster.add_pods(1);
+    let (a, b) = (&pods[0][0], &pods[1][0]);
+    let _server = tcp::EchoServer::start(b.netns(), PORT);
+    let connections = Family::ALL.map(|family| tcp::LiveConnection::start(a.netns(), b.socket_address(family, PORT)));
+    let node = &cluster.nodes()[0];
+    // The links of the uplink's programs are pinned; they go although they cannot be looked at.
+    let links = podnet::datapath::loader::pin_dir(&node.node().bpffs()).join("links");
+    assert!(fs::read_dir(&links).is_ok_and(|mut links| links.next().is_some()), "{} is empty", links.display());
+    node.stop_daemon();
+    let folder = tempfile::tempdir().unwrap();
+    node.start_daemon_by(&podnet_without(folder.path(), "bpf:error=EPERM"));
+    assert!(!node.status().datapath.attached);
+    assert_eq!(fs::read_dir(&links).unwrap().count(), 0);
+    for connection in &connections {
+        connection.wait_for_rounds(5);
+    }
+    let c = node.add_pod("c");
+    icmp::ping(c.netns(), b.address(Family::V4), 1, 56);
+    icmp::ping(b.netns(), c.address(Family::V6), 1, 56);
+    node.stop_daemon();
+    node.start_daemon();
+    assert!(node.status().datapath.attached);
+    assert!(fs::read_dir(&links).unwrap().count() > 0);
+    for connection in connections {
+        connection.wait_for_rounds(5);
+        connection.finish();
+    }
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Pods a minute that must be reached.
-const RATE: u64 = 10_000;
+const RATE: u32 = 10_000;
 /// Runtimes that call the plugin at once.
 const RUNTIMES: usize = 8;
 /// Pods that each runtime has at a time.
@@ -77,7 +77,9 @@ fn work(plugin: &Plugin<'_>, number: usize, until: Instant, pace: &Pace) -> Load
             remove(&mut load, oldest);
         }
     }
-    alive.into_iter().for_each(|pod| remove(&mut load, pod));
+    for pod in alive {
+        remove(&mut load, pod);
+    }
     load
 }
 
@@ -85,6 +87,7 @@ fn work(plugin: &Plugin<'_>, number: usize, until: Instant, pace: &Pace) -> Load
 /// fast as it goes.
 struct Pace {
     start: Instant,
+    rate: u32,
     gap: Duration,
     next: AtomicU64,
 }
@@ -92,9 +95,9 @@ struct Pace {
 impl Pace {
     fn new() -> Self {
         let rate = std::env::var("PODNET_LOAD_RATE").ok();
-        let rate: u64 = rate.map_or(RATE + RATE / 20, |text| text.parse().expect("PODNET_LOAD_RATE is pods a minute"));
-        let gap = Duration::from_secs(60).checked_div(u32::try_from(rate).unwrap_or(u32::MAX)).unwrap_or_default();
-        Self { start: Instant::now(), gap, next: AtomicU64::new(0) }
+        let rate: u32 = rate.map_or(RATE, |text| text.parse().expect("PODNET_LOAD_RATE is pods a minute"));
+        let gap = Duration::from_secs(60).checked_div(rate + rate / 20).unwrap_or_default();
+        Self { start: Instant::now(), rate, gap, next: AtomicU64::new(0) }
     }
 
     fn wait(&self) {
@@ -211,7 +214,8 @@ fn ten_thousand_pods_a_minute_come_and_go_beside_traffic() {
     let elapsed = start.elapsed();
     let pods = load.add.len();
     assert_eq!(load.delete.len(), pods);
-    let rate = pods as f64 * 60.0 / elapsed.as_secs_f64();
+    let count = f64::from(u32::try_from(pods).expect("fewer pods than 2^32"));
+    let rate = count * 60.0 / elapsed.as_secs_f64();
     println!("load           {pods} pods added and removed in {:.1} s: {rate:.0} pods/min", elapsed.as_secs_f64());
     for (verb, times) in [("ADD", &mut load.add), ("DEL", &mut load.delete), ("netns", &mut load.namespace)] {
         println!(
@@ -220,7 +224,7 @@ fn ten_thousand_pods_a_minute_come_and_go_beside_traffic() {
             percentile(times, 99)
         );
     }
-    let per_pod = |now: Duration, before: Duration| (now - before).as_secs_f64() * 1e3 / pods as f64;
+    let per_pod = |now: Duration, before: Duration| now.saturating_sub(before).as_secs_f64() * 1e3 / count;
     println!(
         "load           CPU per pod: daemon {:.2} ms, plugin {:.2} ms, generator with traffic {:.2} ms",
         per_pod(daemon.cpu(), cpu_before.0),
@@ -236,5 +240,5 @@ fn ten_thousand_pods_a_minute_come_and_go_beside_traffic() {
     plugin.delete(&a.pod);
     plugin.delete(&b.pod);
     plugin.assert_nothing_left(&fixture);
-    assert!(rate >= RATE as f64, "only {rate:.0} pods/min, {RATE} must be reached");
+    assert!(rate >= f64::from(pace.rate), "only {rate:.0} pods/min, {} must be reached", pace.rate);
 }

@@ -62,7 +62,7 @@ impl<'node> Containerd<'node> {
 
     /// Returns the path by which the machine reaches containerd's socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.node.from_outside(SOCKET)
+        self.node.path_from_outside(SOCKET)
     }
 
     fn ctr(&self) -> Command {

@@ -98,7 +98,7 @@ impl Node {
     }
 
     /// Returns the path by which the machine reaches a file of the node.
-    pub(crate) fn from_outside(&self, path: &str) -> PathBuf {
+    pub(crate) fn path_from_outside(&self, path: &str) -> PathBuf {
         // The node's first process is the only child of `unshare`.
         let unshare = self.first.id();
         let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));

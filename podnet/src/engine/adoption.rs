@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd as _,
     path::Path,
     time::SystemTime,
 };
@@ -74,7 +75,7 @@ impl Engine {
             return Ok(Vec::new());
         }
         let networks = self.known_networks()?;
-        let ends = pod_ends(&self.home);
+        let ends = pod_ends(&self.home)?;
         let mut taken = HashSet::new();
         let mut records = Vec::new();
         for link in veths {
@@ -85,7 +86,7 @@ impl Engine {
             let mut addresses = addresses.clone();
             addresses.sort_unstable();
             addresses.retain(|address| taken.insert(*address));
-            let end = ends.get(mac);
+            let end = link.peer_netns.zip(link.peer).and_then(|end| ends.get(&end));
             let ifname = end.map_or_else(String::new, |end| end.ifname.clone());
             info!(veth = link.name, ?addresses, netns = end.map(|end| &end.path), "taken over");
             records.push(PodRecord {
@@ -137,29 +138,26 @@ pub(super) fn is_unnamed(key: &AttachmentKey) -> bool {
     key.container_id.starts_with(UNNAMED)
 }
 
-/// Looks into every named namespace for the pods' ends of veths, by MAC. Those that have no name stay unknown: their pods
-/// are served, but follow no change of the MTU.
-fn pod_ends(home: &Netns) -> HashMap<Mac, PodEnd> {
+/// Looks into every named namespace for the pods' ends of veths: by the namespace's number and the index there. Those
+/// that have no name stay unknown: their pods are served, but follow no change of the MTU.
+fn pod_ends(home: &Netns) -> Result<HashMap<(i32, u32), PodEnd>> {
+    let mut netlink = Socket::open()?;
     let mut ends = HashMap::new();
     for entry in std::fs::read_dir(NAMED_DIR).into_iter().flatten().filter_map(Result::ok) {
-        if let Err(error) = look_into(&entry.path(), home, &mut ends) {
+        if let Err(error) = look_into(&entry.path(), home, &mut netlink, &mut ends) {
             info!(error = format!("{error:#}"), "look for pods in {}", entry.path().display());
         }
     }
-    ends
+    Ok(ends)
 }
 
-fn look_into(path: &Path, home: &Netns, ends: &mut HashMap<Mac, PodEnd>) -> Result<()> {
+fn look_into(path: &Path, home: &Netns, netlink: &mut Socket, ends: &mut HashMap<(i32, u32), PodEnd>) -> Result<()> {
     let netns = Netns::open(path)?;
     let id = netns.id()?;
-    if id == home.id()? {
-        return Ok(());
-    }
+    let Some(number) = netlink.namespace_number(netns.as_fd())? else { return Ok(()) };
     let links = netns.visit(home, || Ok(Socket::open()?.links()?))?;
     for link in links.into_iter().filter(|link| link.kind == "veth") {
-        if let Some(mac) = link.mac {
-            ends.insert(mac, PodEnd { path: path.display().to_string(), id, ifname: link.name });
-        }
+        ends.insert((number, link.ifindex), PodEnd { path: path.display().to_string(), id, ifname: link.name });
     }
     Ok(())
 }

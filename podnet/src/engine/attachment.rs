@@ -224,6 +224,14 @@ impl Engine {
                 }
             });
         }
+        let attachment = self.attachment(&record);
+        self.pods.insert(record.key.clone(), record);
+        Ok(attachment)
+    }
+
+    /// Logs that a pod is attached: after the answer, since somebody waits for that.
+    pub(super) fn log_attached(&self, key: &AttachmentKey) {
+        let Some(record) = self.pods.get(key) else { return };
         info!(
             container = record.key.container_id,
             pod = %record.pod.display_name(&record.key),
@@ -231,9 +239,6 @@ impl Engine {
             veth = record.host_ifname,
             "attached"
         );
-        let attachment = self.attachment(&record);
-        self.pods.insert(record.key.clone(), record);
-        Ok(attachment)
     }
 
     /// Makes the kernel's and the maps' side of a pod.

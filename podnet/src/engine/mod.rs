@@ -354,7 +354,14 @@ impl Engine {
 
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Add(request, reply) => answer(reply, self.add(&request)),
+            Command::Add(request, reply) => {
+                let outcome = self.add(&request);
+                let attached = outcome.is_ok();
+                answer(reply, outcome);
+                if attached {
+                    self.log_attached(&request.key);
+                }
+            }
             Command::Delete(request, reply) => answer(reply, self.delete(&request.key)),
             Command::Check(request, reply) => answer(reply, self.check(&request)),
             Command::Gc(request, reply) => answer(reply, self.gc(&request)),

@@ -85,7 +85,9 @@ impl PodSide<'_> {
     /// Some runtimes turn IPv6 off in new namespaces; router advertisements and redirects are nobody's to send here.
     fn prepare_ipv6(&self) -> Result<()> {
         let setting = |name: &str| format!("ipv6/conf/{}/{name}", self.ifname);
-        let exists = sysctl::set(&setting("disable_ipv6"), "0")?;
+        // A write needs the kernel's lock on all links, and spins until it has it (`addrconf_disable_ipv6`).
+        let disabled = setting("disable_ipv6");
+        let exists = sysctl::get(&disabled).as_deref() == Some("0") || sysctl::set(&disabled, "0")?;
         ensure!(exists, "the kernel has no IPv6, but the node's pod CIDRs do; remove the IPv6 CIDR or boot with IPv6");
         sysctl::set(&setting("accept_ra"), "0")?;
         sysctl::set(&setting("accept_redirects"), "0")?;

@@ -43,6 +43,10 @@ pub struct Link {
     pub port: Option<PortSettings>,
     /// UDP port of a VXLAN device in collect-metadata mode; `None` unless it is one.
     pub vxlan_port: Option<u16>,
+    /// Its other end, for a veth: index, where it is.
+    pub peer: Option<u32>,
+    /// Number of the namespace where its other end is, if that is another one.
+    pub peer_netns: Option<i32>,
 }
 
 /// The settings of a bridge port that podnet cares about.
@@ -299,6 +303,8 @@ impl Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Controller(master) => link.master = Some(master),
                 LinkAttribute::Group(group) => link.group = group,
+                LinkAttribute::Link(peer) => link.peer = Some(peer),
+                LinkAttribute::LinkNetNsId(number) => link.peer_netns = Some(number),
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
                         match info {

@@ -20,6 +20,7 @@ pub mod address;
 pub mod filter;
 pub mod link;
 pub mod monitor;
+mod namespace;
 pub mod neighbor;
 pub mod route;
 pub mod tc;
