@@ -96,11 +96,13 @@ fn send(skb: *mut __sk_buff, reason: DropReason, hook: Hook, now: u64, lost: u32
 /// Captures a packet of fewer than [`CAPTURE_LEN`] bytes.
 #[inline(always)]
 fn capture_short(skb: *mut __sk_buff, data: *mut core::ffi::c_void, len: u32) -> u32 {
-    // Two steps for the verifier: the mask gives the upper bound, the subtraction keeps zero out.
-    let len = core::hint::black_box(len) & 0x7f;
-    if len == 0 || len > CAPTURE_LEN as u32 {
+    // For the verifier: the mask gives an upper bound, the comparison a smaller one, and the addition keeps zero out, which
+    // a comparison with zero does not before kernel 6.8.
+    let last = core::hint::black_box(len.wrapping_sub(1)) & 0x7f;
+    if last >= CAPTURE_LEN as u32 {
         return 0;
     }
+    let len = last + 1;
     // SAFETY: `data` has room for `CAPTURE_LEN` bytes and `len` is at most that; the helper checks the packet's end.
     let loaded = unsafe { bpf_skb_load_bytes(skb.cast(), 0, data, len) };
     if loaded == 0 { len } else { 0 }

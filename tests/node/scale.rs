@@ -35,6 +35,8 @@ fn a_thousand_pods_come_and_go() {
         }
     }
 
+    measure_comparisons(&lab);
+
     let deleted = crowd::run(WIDTH, pods, |pod| pod.del().unwrap_or_else(|error| panic!("{error:#}")));
     println!("{}", deleted.describe("CNI DEL"));
     let status = lab.status();
@@ -49,6 +51,30 @@ fn a_thousand_pods_come_and_go() {
     println!("veths were reaped {:.2} s after the last DEL", reaped.elapsed().as_secs_f64());
     wait_for("the reaper to have nothing left", || (lab.status().reaping == 0).then_some(()));
     crowd::run(WIDTH, deleted.results, drop);
+}
+
+/// Measures what a comparison of everything costs: the processor time of the daemon, and of `nft`, which it runs.
+fn measure_comparisons(lab: &TestLab) {
+    const COMPARISONS: usize = 4;
+    /// A tick of /proc/PID/stat (`USER_HZ`) in milliseconds.
+    const TICK: u64 = 10;
+    lab.restart_with(|config| {
+        config.resync_seconds = 1;
+        config.log.daemon = "debug".into();
+    });
+    let compared = || lab.log().matches("compared reason=\"resync\"").count();
+    let spent = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", lab.daemon().pid)).unwrap();
+        // Behind the command's name: user and system time, its own and of children that it waited for (proc(5)).
+        let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11..15].iter().map(|field| field.parse::<u64>().unwrap() * TICK).sum::<u64>()
+    };
+    wait_for("the first comparison", || (compared() >= 1).then_some(()));
+    let (first, before) = (compared(), spent());
+    wait_for("comparisons", || (compared() >= first + COMPARISONS).then_some(()));
+    let (count, milliseconds) = (compared() - first, spent() - before);
+    println!("comparing {PODS} pods: {} ms of processor time each ({count} measured)", milliseconds / count as u64);
+    assert_eq!(lab.status().repairs, 0, "there was nothing to repair");
 }
 
 #[test]

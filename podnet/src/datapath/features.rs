@@ -10,11 +10,12 @@ use aya::{
 use crate::api::KernelStatus;
 
 /// A feature without which the programs cannot be loaded, and the kernel version that brought it.
-const NEEDED: [(&str, Need); 5] = [
+const NEEDED: [(&str, Need); 6] = [
     ("ring buffers (5.8)", Need::Map(MapType::RingBuf)),
     ("LRU hash maps (4.10)", Need::Map(MapType::LruHash)),
     ("bpf_redirect_peer (5.10)", Need::Helper(BpfHelper::BPF_FUNC_redirect_peer)),
     ("bpf_redirect_neigh (5.10)", Need::Helper(BpfHelper::BPF_FUNC_redirect_neigh)),
+    ("bpf_ktime_get_coarse_ns (5.11)", Need::Helper(BpfHelper::BPF_FUNC_ktime_get_coarse_ns)),
     ("bpf_skb_set_tunnel_key (4.3)", Need::Helper(BpfHelper::BPF_FUNC_skb_set_tunnel_key)),
 ];
 

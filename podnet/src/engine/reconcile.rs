@@ -1,11 +1,11 @@
 //! Reconciliation, the acting third: prepares the node and applies plans.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 use ipnetwork::IpNetwork;
 use podnet_common::endpoint::{Endpoint, EndpointSource};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Engine, Why, sysctl};
 use crate::{
@@ -127,6 +127,7 @@ impl Engine {
 
     /// See [`Engine::reconcile`]; the routes to other nodes may be compared for another reason than the rest.
     pub(super) fn reconcile_parts(&mut self, why: Why<'_>, why_routes: Why<'_>) -> Result<()> {
+        let begun = Instant::now();
         self.derive_routing()?;
         self.adopt_mtus();
         self.refresh_constants()?;
@@ -162,6 +163,7 @@ impl Engine {
             warn!(error = format!("{error:#}"), "routes to other nodes");
         }
         self.retire_other_layouts();
+        debug!(reason = why.text(), microseconds = begun.elapsed().as_micros(), "compared");
         failure.map_or(Ok(()), Err)
     }
 

@@ -34,6 +34,8 @@ check() {
         word="FAILED ($?)"
         failed=$((failed + 1))
         cat /tmp/output
+        tail -n 40 /run/podnet/lab/podnet-lab/node1/*.log
+        podnet lab down
     fi
     report "$name $word, $(($(cut -d. -f1 /proc/uptime) - begin)) s"
 }
@@ -43,7 +45,8 @@ lab() {
     podnet lab up --nodes "$1" --mode "$2" &&
         podnet lab ping &&
         podnet status --socket /run/podnet/lab/podnet-lab/node1/podnet.sock &&
-        podnet lab down
+        podnet lab down &&
+        grep '^Datapath .*programs attached' /tmp/output
 }
 
 report "kernel $(uname -r)"
@@ -51,7 +54,7 @@ report "kernel $(uname -r)"
 check "program tests" programs --test-threads 2 --skip cost::
 report "program tests: $(grep '^test result' /tmp/output)"
 check "lab of one node" lab 1 direct
-grep -E '^(Kernel|Datapath)' /tmp/output | while read -r line; do report "$line"; done
+grep -E '^(Kernel|Datapath|Warning)' /tmp/output | while read -r line; do report "$line"; done
 check "lab of three nodes, direct" lab 3 direct
 check "lab of three nodes, overlay" lab 3 overlay
 if [ "$failed" -eq 0 ]; then report "result passed"; else report "result $failed of $count failed"; fi
