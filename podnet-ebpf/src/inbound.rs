@@ -92,7 +92,7 @@ pub(crate) fn accept_error(ctx: &TcContext, endpoint: Target, packet: &Ip) -> De
     }
     let Some(quote) = quote::of_error(ctx, packet) else { return Decision::IGNORE };
     if quote.destination.is_v6_mapped(packet.family)
-        || node::lookup(&quote.destination, packet.family).is_none_or(|node| node.is_local())
+        || node::lookup(&quote.destination, packet.family).is_none_or(node::Node::is_local)
     {
         return Decision::IGNORE;
     }
