@@ -128,8 +128,8 @@ impl Hosts {
     fn dropped_as_invalid(&self) -> u64 {
         let of = |node: &TestNode, family| {
             let rules = command::iptables(node.netns(), family, "-L FORWARD -v -n -x");
-            let rule = rules.lines().find(|line| line.contains("INVALID")).expect("the rule is there");
-            rule.split_whitespace().next().and_then(|count| count.parse::<u64>().ok()).expect("it counts packets")
+            let rule = rules.lines().find(|line| line.contains("INVALID")).unwrap();
+            rule.split_whitespace().next().and_then(|count| count.parse::<u64>().ok()).unwrap()
         };
         self.cluster.nodes().iter().flat_map(|node| Family::ALL.map(|family| of(node, family))).sum()
     }
