@@ -20,5 +20,6 @@ mod events;
 mod pins;
 mod live;
 mod devices;
+mod tcx;
 mod wire;
 mod cost;
