@@ -10,7 +10,7 @@ use std::{
 use harness::{
     Family, TestLab, TestPod,
     command::{self, run},
-    icmp, maps, wait_for,
+    icmp, maps,
 };
 use podnet_common::{address::Address, endpoint::Endpoint, endpoint::EndpointSource};
 
@@ -200,7 +200,9 @@ fn what_the_kernel_keeps_silent_about_is_repaired_by_the_resync() {
     let addresses = Family::ALL.map(|family| Address::from(a.address(family)));
     site.breaks("entries of a pod deleted", RESYNCED, || {
         let mut endpoints = maps::endpoints(site.lab.node());
-        addresses.iter().for_each(|address| endpoints.remove(address).unwrap());
+        for address in &addresses {
+            endpoints.remove(address).unwrap();
+        }
         let mut sources = maps::endpoints_by_ifindex(site.lab.node());
         sources.remove(&site.lab.pods()[0].host_ifindex).unwrap();
     });

@@ -17,8 +17,8 @@ use podnet::{
     api::CounterStatus,
     config::UplinkAttach,
     datapath::{
-        features,
         events::{Events, PacketSummary},
+        features,
         loader::{Datapath, ensure_bpffs, pin_dir},
         logs::LogLevel,
     },

@@ -106,7 +106,7 @@ fn an_upgrade_that_was_cut_short_is_finished() {
         fs::rename(link.path(), own.join("links").join(link.file_name())).unwrap();
     };
     upgrade(&site, "an upgrade cut short", cut_short, |node, before| {
-        assert!(same(node, before, map_name::KERNEL_FLOWS))
+        assert!(same(node, before, map_name::KERNEL_FLOWS));
     });
     // Killed while it starts, once and again, and then left alone.
     upgrade(

@@ -5,7 +5,7 @@
 //! alone.
 
 use std::{
-    collections::HashSet,
+    collections::BTreeSet,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -78,7 +78,7 @@ pub fn version_of(name: &str) -> Option<u32> {
 /// # Errors
 ///
 /// They do; or the kernel cannot be asked.
-pub fn refuse_later(bpffs: &Path, programs: &HashSet<u32>) -> Result<()> {
+pub fn refuse_later(bpffs: &Path, programs: &BTreeSet<u32>) -> Result<()> {
     for later in others(bpffs)?.into_iter().filter(|layout| layout.version > LAYOUT_VERSION) {
         let links = device::links_dir(&later.folder);
         let has_links = fs::read_dir(&links).is_ok_and(|mut entries| entries.next().is_some());
@@ -139,7 +139,7 @@ pub fn retire(layouts: &[Layout]) -> Result<()> {
 
 /// Returns whether programs use the maps of pods, nodes and flows that are pinned in a folder, and no others of these
 /// names.
-pub fn share_maps(programs: &HashSet<u32>, pins: &Path) -> Result<bool> {
+pub fn share_maps(programs: &BTreeSet<u32>, pins: &Path) -> Result<bool> {
     let pinned = map_ids(pins)?;
     let is_state = |map: &MapInfo| {
         let name = map.name();
@@ -163,7 +163,7 @@ fn map_ids(pins: &Path) -> Result<Vec<u32>> {
 }
 
 /// Lists the maps of programs.
-fn maps_of(programs: &HashSet<u32>) -> Result<Vec<MapInfo>> {
+fn maps_of(programs: &BTreeSet<u32>) -> Result<Vec<MapInfo>> {
     let mut maps = Vec::new();
     for program in loaded_programs() {
         let program = program.context("list the loaded programs")?;

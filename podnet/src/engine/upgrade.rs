@@ -1,6 +1,6 @@
 //! Takes the node over from another version of podnet, whose programs carry packets until they are replaced.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 use podnet_common::{
@@ -60,8 +60,8 @@ impl Engine {
     }
 
     /// Returns the numbers of all attached programs of podnet.
-    fn attached_programs(&mut self) -> Result<HashSet<u32>> {
-        let mut programs = HashSet::new();
+    fn attached_programs(&mut self) -> Result<BTreeSet<u32>> {
+        let mut programs = BTreeSet::new();
         for block in [Block::FromPod, Block::ToPod] {
             programs.extend(self.netlink.filter_program(block).context("read the programs of pods")?);
         }

@@ -183,9 +183,7 @@ impl Socket {
                     Tolerate::Nothing => false,
                     Tolerate::Exists => refusal.is_exists(),
                     Tolerate::NotFound => refusal.is_not_found(),
-                    Tolerate::NoQdisc => {
-                        refusal.is_not_found() || refusal.cause.raw_os_error() == Some(libc::EINVAL)
-                    }
+                    Tolerate::NoQdisc => refusal.is_not_found() || refusal.cause.raw_os_error() == Some(libc::EINVAL),
                     Tolerate::NoFamily => refusal.cause.raw_os_error() == Some(libc::EAFNOSUPPORT),
                 };
                 if !tolerated {
