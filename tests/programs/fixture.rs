@@ -15,8 +15,10 @@ use nix::{
 };
 use podnet::{
     api::CounterStatus,
+    config::UplinkAttach,
     datapath::{
         events::{Events, PacketSummary},
+        features,
         loader::{Datapath, ensure_bpffs, pin_dir},
         logs::LogLevel,
     },
@@ -365,4 +367,10 @@ impl Drop for Bpffs {
             eprintln!("unmount {}: {error}", self.path().display());
         }
     }
+}
+
+/// The ways in which this kernel attaches programs to uplinks.
+pub(crate) fn ways() -> Vec<UplinkAttach> {
+    let tcx = features::has_tcx().then_some(UplinkAttach::Tcx);
+    tcx.into_iter().chain([UplinkAttach::Clsact]).collect()
 }

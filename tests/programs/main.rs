@@ -21,5 +21,6 @@ mod events;
 mod pins;
 mod live;
 mod devices;
+mod tcx;
 mod wire;
 mod cost;

@@ -40,7 +40,7 @@ use crate::{
         BRIDGE, NODE2, NODE3, NODE3_MAC, OVERLAY, PEER_MAC, POD_C, POD_D, SETTINGS, UPLINK, direct, network, overlay,
         pod_of, unreachable,
     },
-    fixture::{Expected, GATEWAY_MAC, Node, POD_A, POD_B, Pod, hex, ip, mac, new_namespaces},
+    fixture::{Expected, GATEWAY_MAC, Node, POD_A, POD_B, Pod, hex, ip, mac, new_namespaces, ways},
     live,
     packets::{ARP, IPV4, IPV6, UDP, VLAN, arp, ethernet, ipv4, ipv6, udp, with_checksum, with_ttl},
 };
@@ -299,7 +299,7 @@ fn pairs() -> [(IpAddr, IpAddr, Verdict); 4] {
 
 #[test]
 fn pods_of_two_nodes_talk_by_ebpf_alone() {
-    for how in [UplinkAttach::Tcx, UplinkAttach::Clsact] {
+    for how in ways() {
         let mut wire = Wire::new(how);
         wire.attach_pod();
         for (a, far, verdict) in pairs() {
@@ -354,7 +354,7 @@ fn what_the_kernel_sends_is_remembered_and_comes_back_to_ebpf() {
 
 #[test]
 fn programs_are_replaced_under_traffic() {
-    for how in [UplinkAttach::Tcx, UplinkAttach::Clsact] {
+    for how in ways() {
         let mut wire = Wire::new(how);
         wire.attach_pod();
         let stop = AtomicBool::new(false);

@@ -24,7 +24,7 @@ const BACKEND_PORT: u16 = 8081;
 const CONNECTIONS: usize = 250;
 
 /// Seconds that iperf3 sends for: the time of an upgrade of two nodes, with room.
-const SECONDS: u64 = 12;
+const SECONDS: u64 = 10;
 
 /// Two nodes, with pods a and b on the first, and c on the second.
 pub(crate) struct Site {
