@@ -85,6 +85,9 @@ pub(crate) fn accept(ctx: &TcContext, endpoint: Target, packet: &Ip) -> Decision
 /// carries less, a TTL that ended on the way. Everything else that no pod sent is the kernel's.
 #[inline(always)]
 pub(crate) fn accept_error(ctx: &TcContext, endpoint: Target, packet: &Ip) -> Decision {
+    if is_nobodys(packet.source, packet.family) {
+        return Decision::IGNORE;
+    }
     let number = packet.transport.protocol();
     let is_icmp = number == protocol::ICMP || number == protocol::ICMPV6;
     if !is_icmp || packet.transport.is_fragment() || packet.transport.is_unsupported() {
@@ -96,6 +99,9 @@ pub(crate) fn accept_error(ctx: &TcContext, endpoint: Target, packet: &Ip) -> De
     {
         return Decision::IGNORE;
     }
+    if is_own_address(packet) {
+        return Decision::IGNORE;
+    }
     if endpoint.is_touched() && flow::path_of_quoted(&quote) == Path::Kernel {
         return Decision::IGNORE;
     }
@@ -103,4 +109,57 @@ pub(crate) fn accept_error(ctx: &TcContext, endpoint: Target, packet: &Ip) -> De
         return Decision::IGNORE;
     }
     deliver::route(ctx, endpoint, packet.family)
+}
+
+/// Whether no router or node sends from an address beyond its own link: the kernel knows what to do with such a source,
+/// which is to drop it, mostly.
+#[inline(always)]
+fn is_nobodys(source: Address, family: Family) -> bool {
+    let words = source.to_words();
+    match family {
+        // This network, loopback, and multicast with what lies beyond it (RFC 6890).
+        Family::V4 => matches!(words[3].to_ne_bytes()[0], 0 | 127 | 224..),
+        // Multicast, link-local, unspecified, loopback and v4-mapped (RFC 4291).
+        Family::V6 => {
+            words[0].to_ne_bytes()[0] == 0xff
+                || source.is_link_local()
+                || source.is_v6_mapped(family)
+                || (words[0] | words[1] | words[2] == 0 && u32::from_be(words[3]) <= 1)
+        }
+    }
+}
+
+/// Whether a packet for a pod of this node claims to come from the node itself, which no other machine sends.
+#[inline(always)]
+fn is_own_address(packet: &Ip) -> bool {
+    let Some(owner) = node::owner_of_address(&packet.source) else { return false };
+    node::lookup(&packet.destination, packet.family).is_some_and(|node| node.is_local() && node.id() == owner)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn what_stays_on_its_link_is_nobodys() {
+        let is = |text: &str| match text.parse().unwrap() {
+            IpAddr::V4(v4) => is_nobodys(Address::from_v4(u32::from_ne_bytes(v4.octets())), Family::V4),
+            IpAddr::V6(v6) => is_nobodys(Address::from_octets(v6.octets()), Family::V6),
+        };
+        for text in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.255.255", "224.0.0.1", "239.1.2.3", "255.255.255.255"]
+        {
+            assert!(is(text), "{text}");
+        }
+        for text in ["::", "::1", "fe80::1", "febf::1", "ff02::1", "::ffff:192.168.1.1"] {
+            assert!(is(text), "{text}");
+        }
+        for text in ["1.0.0.1", "10.0.0.127", "192.168.1.1", "203.0.113.224", "126.0.0.1", "128.0.0.1", "223.0.0.1"] {
+            assert!(!is(text), "{text}");
+        }
+        for text in ["::2", "::1:0:0:1", "0:0:0:1::1", "2001:db8::1", "fd00:1::1", "fec0::1", "1::"] {
+            assert!(!is(text), "{text}");
+        }
+    }
 }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -27,7 +30,7 @@ use crate::{
     logging::Logging,
     netlink::monitor::{self, News},
     plan::{REAP_GROUP, is_veth_name},
-    service_manager,
+    service_manager::{self, WaitingWatchdog},
 };
 
 /// Arguments of `podnet daemon`.
@@ -98,15 +101,18 @@ async fn serve(config: Config, logging: Logging, args: DaemonArgs) -> Result<()>
         let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("http: bind {address}"))?;
         tokio::spawn(server::serve_tcp(listener, server::health_router(health.clone())));
     }
+    let mut waiting_watchdog = WaitingWatchdog::default();
     let Known { store, first, earlier } = tokio::select! {
-        known = Known::gather(&config, &health) => known?,
+        known = Known::gather(&config, &health, &mut waiting_watchdog) => known?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let name = store.as_ref().map(Store::describe);
     let start = engine::Start { ebpf_log: logging.ebpf(), logs: log_readers, store: name, first, earlier };
     let (engine, engine_thread) = engine::start(config.clone(), start)?;
-    health.serve(engine.clone());
+    if !args.install {
+        health.serve(engine.clone());
+    }
     tokio::spawn(async move {
         // Each load of the programs brings a reader of its own; that of replaced programs ends with them.
         let current = Arc::new(AtomicUsize::new(0));
@@ -135,9 +141,10 @@ async fn serve(config: Config, logging: Logging, args: DaemonArgs) -> Result<()>
     }
 
     let installation = Installation::default();
-    let context = server::Context { engine: engine.clone(), health, logging, installation: installation.clone() };
+    let context =
+        server::Context { engine: engine.clone(), health: health.clone(), logging, installation: installation.clone() };
     let listener = server::bind(&config.socket)?;
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (stop, stopped) = oneshot::channel::<()>();
     let api = tokio::spawn(server::serve_unix(listener, server::router(context), async move {
         // Both a message and a dropped sender mean "stop".
         drop(stopped.await);
@@ -147,13 +154,22 @@ async fn serve(config: Config, logging: Logging, args: DaemonArgs) -> Result<()>
     engine.ask(Command::DrainDeletions).await?;
     service_manager::ready();
     tokio::spawn(service_manager::watchdog(engine.clone()));
+    drop(waiting_watchdog);
+    let (callable, is_callable) = oneshot::channel::<()>();
     if args.install {
         let args = InstallArgs { target: args.target, socket: config.socket.clone(), uninstall: false };
-        tokio::spawn(keep::keep(args, Duration::from_secs(config.resync_seconds), installation));
+        tokio::spawn(keep::keep(args, Duration::from_secs(config.resync_seconds), installation.clone()));
+        let engine = engine.clone();
+        tokio::spawn(async move {
+            installation.until_callable(|reason| health.wait_for(reason)).await;
+            health.serve(engine);
+            drop(callable);
+        });
+    } else {
+        drop(callable);
     }
-    if let Some(mut store) = store {
-        store.announce_ready();
-        tokio::spawn(follow_store(store, engine.clone()));
+    if let Some(store) = store {
+        tokio::spawn(follow_store(store, engine.clone(), is_callable));
     }
 
     let mut engine_end = tokio::task::spawn_blocking(move || engine_thread.join());
@@ -196,7 +212,7 @@ impl Known {
     /// # Errors
     ///
     /// The configuration makes no sense.
-    async fn gather(config: &Config, health: &Health) -> Result<Self> {
+    async fn gather(config: &Config, health: &Health, watchdog: &mut WaitingWatchdog) -> Result<Self> {
         let earlier = last_known::load(&config.state_dir).unwrap_or_else(|error| {
             warn!(error = format!("{error:#}"), "the last known nodes are lost");
             None
@@ -210,21 +226,39 @@ impl Known {
         while store.allots_pod_cidrs() {
             let known = match &first {
                 Update::Snapshot(cluster) => engine::own_pod_cidrs(config, Some(cluster), None),
-                Update::Failed(reason) => engine::own_pod_cidrs(config, earlier.as_ref(), Some(reason)),
+                Update::Failed(reason) | Update::Disowned(reason) => {
+                    engine::own_pod_cidrs(config, earlier.as_ref(), Some(reason))
+                }
             };
             let Err(missing) = known else { break };
             warn!(store = store.describe(), reason = format!("{missing:#}"), "waiting for the node's pod CIDRs");
             service_manager::waiting(&format!("{missing:#}"));
+            watchdog.start();
             health.wait_for(format!("{missing:#}"));
             first = store.next().await;
         }
+        watchdog.limit();
         Ok(Self { store: Some(store), first: Some(first), earlier })
     }
 }
 
-/// Passes the store's news on to the engine, until that ends.
-async fn follow_store(mut store: AnyStore, engine: engine::Handle) {
-    while engine.tell(Command::Cluster(store.next().await)) {}
+/// Passes the store's news on to the engine, until that ends. The store hears that the node can be given pods when the
+/// runtime can call the plugin: `is_callable` ends, whichever way.
+async fn follow_store(mut store: AnyStore, engine: engine::Handle, mut is_callable: oneshot::Receiver<()>) {
+    let mut announced = false;
+    loop {
+        tokio::select! {
+            _ = &mut is_callable, if !announced => {
+                announced = true;
+                store.announce_ready();
+            }
+            news = store.next() => {
+                if !engine.tell(Command::Cluster(news)) {
+                    return;
+                }
+            }
+        }
+    }
 }
 
 /// Logs each drop that the programs report, with the pod's name.

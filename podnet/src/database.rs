@@ -318,16 +318,24 @@ impl Database {
         Ok(())
     }
 
-    /// Returns the addresses of the pods in a folder's database; none if there is no database.
+    /// Returns the addresses of the pods that this boot of the node has.
+    pub fn addresses_in_use(&self) -> Result<Vec<IpAddr>> {
+        let noted = self.setting(BOOT)?;
+        let is_earlier = noted.is_some_and(|noted| current_boot().is_some_and(|current| noted != current));
+        let pods = if is_earlier { BTreeMap::new() } else { self.pods()? };
+        Ok(pods.into_values().flat_map(|pod| pod.addresses).collect())
+    }
+
+    /// Returns what [`Database::addresses_in_use`] says of a folder's database; `None` if there is no database.
     ///
     /// # Errors
     ///
     /// As [`Database::open`].
-    pub fn leased(state_dir: &Path) -> Result<Vec<IpAddr>> {
+    pub fn leased(state_dir: &Path) -> Result<Option<Vec<IpAddr>>> {
         if !state_dir.join("podnet.db").exists() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        Ok(Self::open(state_dir)?.pods()?.into_values().flat_map(|pod| pod.addresses).collect())
+        Self::open(state_dir)?.addresses_in_use().map(Some)
     }
 
     /// Makes sure that no daemon has the database of a folder open.
@@ -399,6 +407,12 @@ fn insert(transaction: &rusqlite::Transaction<'_>, record: &PodRecord) -> rusqli
             record.mtu_requested,
         ])?;
     Ok(())
+}
+
+/// Returns the ID of the node's boot (`random(4)`); `None` if the kernel does not tell.
+#[must_use]
+pub fn current_boot() -> Option<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|boot| boot.trim().to_owned())
 }
 
 #[cfg(test)]

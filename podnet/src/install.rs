@@ -7,12 +7,14 @@ use std::{
     ffi::OsStr,
     fmt, fs,
     io::{self, Read},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
+use tracing::warn;
 
 use crate::{
     cni::env::{IDENTIFIER_RULE, is_identifier},
@@ -26,6 +28,10 @@ const PLUGIN: &str = "podnet";
 
 /// The binary of this very process.
 const OWN_BINARY: &str = "/proc/self/exe";
+
+/// How the names of files begin and end that are not complete yet.
+const NEW_PREFIX: &str = ".podnet-";
+const NEW_SUFFIX: &str = ".tmp";
 
 /// Arguments of `podnet install`.
 #[derive(Clone, Debug, clap::Args)]
@@ -197,7 +203,8 @@ fn install_binary(path: &Path) -> Result<Action> {
         return Ok(Action::Unchanged);
     }
     let own = fs::File::open(OWN_BINARY).with_context(context)?;
-    replace(path, own, 0o755).with_context(context)?;
+    let length = own.metadata().with_context(context)?.len();
+    replace(path, own, length, 0o755).with_context(context)?;
     Ok(Action::Written)
 }
 
@@ -212,7 +219,7 @@ fn install_conf(path: &Path, conf: &Value) -> Result<Action> {
     if fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
         return Ok(Action::Unchanged);
     }
-    replace(path, text.as_bytes(), 0o644).with_context(context)?;
+    replace(path, text.as_bytes(), text.len() as u64, 0o644).with_context(context)?;
     Ok(Action::Written)
 }
 
@@ -220,14 +227,44 @@ fn install_conf(path: &Path, conf: &Value) -> Result<Action> {
 ///
 /// The new file grows in the same folder under a suffix that runtimes ignore. containerd's watcher takes note of the
 /// rename of a file that it has seen, but not of a file that comes from elsewhere, nor of a creation.
-fn replace(path: &Path, mut content: impl Read, mode: u32) -> io::Result<()> {
+///
+/// No error names the new file: two failures for one reason read the same.
+fn replace(path: &Path, mut content: impl Read, length: u64, mode: u32) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::Builder::new().prefix(".podnet-").suffix(".tmp").tempfile_in(dir)?;
-    io::copy(&mut content, &mut file)?;
+    ensure_room(dir, length)?;
+    let create = |path: &Path| fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = tempfile::Builder::new().prefix(NEW_PREFIX).suffix(NEW_SUFFIX).make_in(dir, create)?;
+    io::copy(&mut content, file.as_file_mut())?;
     file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     fs::File::open(dir)?.sync_all()
+}
+
+/// Makes sure that a file system has room for a file: to fill it up and then give up would take the last room from
+/// others.
+fn ensure_room(dir: &Path, length: u64) -> io::Result<()> {
+    let data = statvfs(dir)?;
+    let room = u64::from(data.blocks_available()).saturating_mul(data.fragment_size());
+    // Some file systems know no sizes.
+    if data.blocks() > 0 && room < length {
+        let needed = length.div_ceil(1 << 20);
+        return Err(io::Error::new(io::ErrorKind::StorageFull, format!("{needed} MiB are needed, and less is free")));
+    }
+    Ok(())
+}
+
+/// Removes new files of installations that were cut off in the middle. No other may be under way.
+fn remove_stale(target: &Target) {
+    for dir in [&target.cni_bin_dir, &target.cni_conf_dir] {
+        for entry in fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok) {
+            let name = entry.file_name();
+            let is_new = name.to_str().is_some_and(|name| name.starts_with(NEW_PREFIX) && name.ends_with(NEW_SUFFIX));
+            if is_new && let Err(error) = fs::remove_file(entry.path()) {
+                warn!(%error, file = %entry.path().display(), "a file of an earlier installation stays");
+            }
+        }
+    }
 }
 
 /// Whether two files are one, or an executable copy of each other.
@@ -388,6 +425,16 @@ mod tests {
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(warnings[0].contains("99-z.conflist"), "{warnings:?}");
         assert!(warnings[1].contains("04-a.conflist sorts before"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_file_without_room_is_not_begun() {
+        let root = tempfile::tempdir().unwrap();
+        let refused = |length| replace(&root.path().join("file"), &b"content"[..], length, 0o644).unwrap_err();
+        let error = refused(u64::MAX);
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(error.to_string(), refused(u64::MAX).to_string());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -28,6 +28,9 @@ use crate::{
 const OVERHEAD_V4: u32 = 50;
 const OVERHEAD_V6: u32 = 70;
 
+/// Smallest MTU of a link that carries IPv6 (RFC 8200, section 5). On one with less the kernel has no IPv6 at all.
+const IPV6_MIN_MTU: u32 = 1280;
+
 /// What routing follows from.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
@@ -133,10 +136,10 @@ impl Inputs<'_> {
         match self.mode {
             RoutingMode::Router => self.by_router(cidr),
             RoutingMode::Direct => self.direct(node, cidr),
-            RoutingMode::Overlay => self.overlay(node),
+            RoutingMode::Overlay => self.overlay(node, cidr),
             RoutingMode::Auto => match self.direct(node, cidr) {
                 Ok(direct) if self.is_on_link(node, cidr) => Ok(direct),
-                _ => self.overlay(node),
+                _ => self.overlay(node, cidr),
             },
         }
     }
@@ -175,11 +178,18 @@ impl Inputs<'_> {
         Ok(Reach::Direct { ifindex: way.ifindex, next_hop, mtu })
     }
 
-    fn overlay(&self, node: &ClusterNode) -> Result<Reach, String> {
+    fn overlay(&self, node: &ClusterNode, cidr: IpNetwork) -> Result<Reach, String> {
         let remote = self.outer_address(node)?;
         let (way, mtu) = self.way(remote)?;
         let overhead = if remote.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
-        Ok(Reach::Overlay { uplink: way.ifindex, remote, mtu: mtu.saturating_sub(overhead) })
+        let inner = mtu.saturating_sub(overhead);
+        if cidr.is_ipv6() && inner < IPV6_MIN_MTU {
+            return Err(format!(
+                "IPv6 needs an overlay MTU of {IPV6_MIN_MTU}, and there is one of {inner}: give the uplinks {} or more",
+                IPV6_MIN_MTU + overhead
+            ));
+        }
+        Ok(Reach::Overlay { uplink: way.ifindex, remote, mtu: inner })
     }
 
     /// Returns where outer packets to a node go: IPv4 if both ends have it, as the other end decides, too.

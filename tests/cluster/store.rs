@@ -253,3 +253,41 @@ fn a_node_that_the_store_does_not_know_is_warned() {
     wait_for("node2 to know node1", || knows(other, &own).then_some(()));
     check_pods(&pods[0], &pods[1]);
 }
+
+#[test]
+fn pod_cidrs_that_became_anothers_are_given_out_no_more() {
+    let cluster = cluster(RoutingMode::Direct);
+    let node = &cluster.nodes()[0];
+    node.restart_with(|config| config.pod_cidrs = Vec::new());
+    let pods = ["one", "two"].map(|name| node.add_pod(name));
+    check_pods(&pods[0], &pods[1]);
+    let before = node.status().pools;
+    let nodes = cluster.nodes_file().read().unwrap();
+    let swapped = [
+        ClusterNode { pod_cidrs: stranger(9).pod_cidrs, ..nodes[0].clone() },
+        ClusterNode { pod_cidrs: nodes[0].pod_cidrs.clone(), ..stranger(9) },
+        nodes[1].clone(),
+    ];
+    cluster.nodes_file().write(&swapped).unwrap();
+    let is_denied = || node.status().not_ready_reason.filter(|reason| reason.contains("is node node9's now"));
+    let check_denied = || {
+        wait_for("the node to be not ready", is_denied);
+        let error = format!("{:#}", node.try_add_pod("late").unwrap_err());
+        assert!(error.contains("no pod is added") && error.contains("node9"), "{error}");
+        assert_eq!(node.status().pools, before, "{:?}", node.status());
+        check_pods(&pods[0], &pods[1]);
+    };
+    check_denied();
+    // A start does not take the ground from under running pods.
+    node.stop_daemon();
+    node.start_daemon();
+    check_denied();
+
+    drop(pods);
+    node.stop_daemon();
+    node.start_daemon();
+    let cidrs: Vec<_> = node.status().pools.iter().map(|pool| pool.cidr).collect();
+    assert_eq!((cidrs, is_denied()), (stranger(9).pod_cidrs, None));
+    let pods = ["three", "four"].map(|name| node.add_pod(name));
+    check_pods(&pods[0], &pods[1]);
+}

@@ -19,6 +19,30 @@ fn wait_for(socket: &UnixDatagram, line: &str) -> String {
 }
 
 #[test]
+fn a_daemon_that_waits_for_its_pod_cidrs_is_up_and_lives() {
+    let machine = Machine::start();
+    machine.copy(&harness::binary(), "/usr/bin/podnet");
+    machine.shell("chmod 755 /usr/bin/podnet; mkdir -p /etc/podnet");
+    // Nobody listens there.
+    let config = "node = \"node1\"\ncluster-cidrs = [\"10.244.0.0/16\"]\nbpffs = \"/sys/fs/bpf/podnet\"\n\
+                  [store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:9\"]\n\
+                  node-addresses = [\"192.0.2.1\"]\n";
+    machine.shell_with_input("cat > /etc/podnet/podnet.toml", config.as_bytes());
+    let socket = UnixDatagram::bind(machine.path("/run/notify")).expect("bind the socket of the service manager");
+    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("limit the wait");
+    let script =
+        "export NOTIFY_SOCKET=/run/notify WATCHDOG_USEC=500000; unset WATCHDOG_PID; exec podnet daemon --install";
+    machine.serve("daemon", "sh", &["-c", script]);
+
+    let message = wait_for(&socket, "READY=1");
+    assert!(message.lines().any(|line| line.starts_with("STATUS=waiting: ")), "{message}");
+    for _ in 0..3 {
+        wait_for(&socket, "WATCHDOG=1");
+    }
+    machine.shell("! test -e /etc/cni/net.d/10-podnet.conflist");
+}
+
+#[test]
 fn systemd_is_told_that_the_daemon_serves_lives_and_ends() {
     let machine = Machine::start();
     machine.copy(&harness::binary(), "/usr/bin/podnet");

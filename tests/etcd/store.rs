@@ -177,7 +177,7 @@ impl Told {
                 self.failure = None;
                 self.cluster = Some(cluster);
             }
-            Update::Failed(reason) => {
+            Update::Failed(reason) | Update::Disowned(reason) => {
                 self.failures += 1;
                 self.failure = Some(reason);
             }

@@ -104,14 +104,14 @@ impl Follower {
     pub(crate) fn snapshot(&mut self) -> Cluster {
         match self.next() {
             Update::Snapshot(cluster) => cluster,
-            Update::Failed(reason) => panic!("the store failed: {reason}"),
+            Update::Failed(reason) | Update::Disowned(reason) => panic!("the store failed: {reason}"),
         }
     }
 
     /// Waits for the next news, which must be a failure.
     pub(crate) fn failure(&mut self) -> String {
         match self.next() {
-            Update::Failed(reason) => reason,
+            Update::Failed(reason) | Update::Disowned(reason) => reason,
             Update::Snapshot(cluster) => panic!("not a failure: {:?}", names(&cluster)),
         }
     }

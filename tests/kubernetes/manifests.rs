@@ -6,6 +6,7 @@ use std::{
 };
 
 use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     apps::v1::DaemonSet,
     core::v1::{ConfigMap, Container, Namespace, PodSpec, Probe, ServiceAccount, Volume},
     rbac::v1::{ClusterRole, ClusterRoleBinding},
@@ -119,6 +120,40 @@ fn the_role_allows_what_the_store_asks_for_and_nothing_else() {
 }
 
 #[test]
+fn the_policy_is_in_force_for_what_the_account_may_write() {
+    let policy: ValidatingAdmissionPolicy = document("podnet.yaml", "ValidatingAdmissionPolicy");
+    let binding: ValidatingAdmissionPolicyBinding = document("podnet.yaml", "ValidatingAdmissionPolicyBinding");
+    let binding = binding.spec.unwrap();
+    assert_eq!(binding.policy_name, policy.metadata.name);
+    assert_eq!(binding.validation_actions, Some(vec!["Deny".to_owned()]));
+    let policy = policy.spec.unwrap();
+    assert_eq!(policy.failure_policy.as_deref(), Some("Fail"));
+    // A patch is an update there.
+    let [rule] = &policy.match_constraints.unwrap().resource_rules.unwrap()[..] else { panic!("one rule") };
+    assert_eq!(rule.operations, Some(vec!["UPDATE".to_owned()]));
+    let written: BTreeSet<_> =
+        permissions().into_iter().filter_map(|(verb, resource)| (verb == "patch").then_some(resource)).collect();
+    assert_eq!(written, rule.resources.iter().flatten().cloned().collect());
+    let account: ServiceAccount = document("podnet.yaml", "ServiceAccount");
+    let (name, namespace) = (account.metadata.name.unwrap(), account.metadata.namespace.unwrap());
+    let [condition] = &policy.match_conditions.unwrap()[..] else { panic!("one condition") };
+    assert!(condition.expression.ends_with(&format!("'system:serviceaccount:{namespace}:{name}'")), "{condition:?}");
+    let validations = policy.validations.unwrap();
+    assert!(validations[0].expression.contains("variables.node == object.metadata.name"), "{validations:?}");
+    // podnet takes this answer for a permission that it lacks, and says so.
+    assert!(validations.iter().all(|one| one.reason.as_deref() == Some("Forbidden")), "{validations:?}");
+}
+
+#[test]
+fn the_removal_uninstalls_before_and_after_the_clean_up() {
+    let containers = pod("remove/remove.yaml").init_containers.unwrap();
+    let names: Vec<&str> = containers.iter().map(|container| container.name.as_str()).collect();
+    assert_eq!(names, ["uninstall", "cleanup", "uninstall-again"]);
+    let [first, _, last] = &containers[..] else { panic!("{names:?}") };
+    assert_eq!(Container { name: first.name.clone(), ..last.clone() }, *first);
+}
+
+#[test]
 fn the_configuration_is_valid_and_fits_the_daemon_set() {
     let config = config();
     assert!(matches!(&config.store, Some(StoreConfig::Kubernetes(_))), "{config:?}");
@@ -209,6 +244,15 @@ fn unknown_fields_are_found() {
 fn every_document_is_one_of_those_that_are_checked() {
     let kinds: Vec<String> =
         documents("podnet.yaml").iter().map(|document| document["kind"].as_str().unwrap().into()).collect();
-    let checked = ["Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet"];
+    let checked = [
+        "Namespace",
+        "ServiceAccount",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+        "ConfigMap",
+        "DaemonSet",
+    ];
     assert_eq!(kinds, checked);
 }

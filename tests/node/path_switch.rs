@@ -91,6 +91,21 @@ fn connections_survive_repeated_switching() {
 }
 
 #[test]
+fn a_node_without_pods_is_switched_too() {
+    let lab = TestLab::new();
+    // The filter blocks exist only while a pod's veth refers to them.
+    lab.set_datapath(DatapathRequest::Detach);
+    assert!(!lab.status().datapath.attached);
+    lab.set_datapath(DatapathRequest::Detach);
+    lab.set_datapath(DatapathRequest::Attach);
+    let (a, b) = (lab.add_pod("a"), lab.add_pod("b"));
+    let _server = tcp::EchoServer::start(b.netns(), PORT);
+    let before = redirected(&lab);
+    tcp::exchange(a.netns(), b.socket_address(Family::V4, PORT), 1_000_000);
+    assert!(lab.status().datapath.attached && redirected(&lab) > before);
+}
+
+#[test]
 fn reload_loses_no_packet() {
     let lab = TestLab::new();
     let (a, b) = (lab.add_pod("a"), lab.add_pod("b"));

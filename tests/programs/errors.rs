@@ -89,6 +89,26 @@ fn what_no_pod_sent_to_a_pod_is_the_kernels() {
 }
 
 #[test]
+fn no_error_comes_from_an_address_that_stays_where_it_is() {
+    let mut node = Node::in_cluster();
+    let payload = udp(CLIENT, SERVER);
+    let from_v4 = ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "239.255.0.1", "255.255.255.255"];
+    let from_v6 = ["::", "::1", "fe80::1", "ff02::1", "ff0e::1", "::ffff:192.168.1.1"];
+    // The last one of the node itself.
+    for from in from_v4.into_iter().chain(from_v6).chain(["192.168.1.11"]) {
+        let from: IpAddr = from.parse().unwrap();
+        let (ethertype, packet) = error(from, POD_A, &sent(POD_C, from.is_ipv6(), UDP, &payload));
+        node.check_ignored(FROM_UPLINK, UPLINK, &arriving(ethertype, &packet));
+    }
+    // Of another node, and of a router's interface between nodes.
+    for from in ["192.168.1.12", "169.254.1.1", "2001:db8::1"] {
+        let from: IpAddr = from.parse().unwrap();
+        let (ethertype, packet) = error(from, POD_A, &sent(POD_C, from.is_ipv6(), UDP, &payload));
+        arrives(&mut node, &arriving(ethertype, &packet), RedirectedToPod);
+    }
+}
+
+#[test]
 fn an_error_takes_the_path_of_its_flow() {
     let mut node = Node::in_cluster();
     node.touch_all();

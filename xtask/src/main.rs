@@ -52,7 +52,7 @@ enum Verb {
     Test(test::Args),
     /// Boots the distribution's kernel under QEMU and runs the program tests and a lab there.
     VmTest(vm_test::Args),
-    /// Builds podnet and runs `podnet lab ARGS`; without arguments, shows two pods talking by eBPF.
+    /// Builds podnet and runs `podnet lab ARGS`; without arguments, shows a cluster of three nodes and the paths in it.
     Lab(lab::Args),
 }
 

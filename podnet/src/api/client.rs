@@ -247,7 +247,9 @@ fn excerpt(body: &[u8]) -> String {
 fn unreachable_reason(error: &io::Error) -> String {
     const START: &str = "start the daemon (`systemctl start podnet`, or `podnet daemon` by hand)";
     match error.kind() {
-        io::ErrorKind::NotFound => format!("the socket does not exist; {START}"),
+        io::ErrorKind::NotFound => format!(
+            "the socket does not exist; {START}, or, if it runs, look at its log: it may wait for its pod CIDRs"
+        ),
         io::ErrorKind::ConnectionRefused => format!("nothing listens on the socket; {START}"),
         io::ErrorKind::PermissionDenied => "permission denied; the socket is root's, run this as root".into(),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(

@@ -182,7 +182,10 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Install(args) => print(&install::install(&args)?.to_string())?,
         Command::Lab(command) => return lab::run(command),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "podnet", &mut io::stdout());
+            // It panics where it cannot write, as when the reader of standard output went away.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "podnet", &mut script);
+            io::stdout().write_all(&script)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -53,6 +53,8 @@ pub enum Update {
     Snapshot(Cluster),
     /// The store is away or broken, and why. The last snapshot stays in force.
     Failed(String),
+    /// As [`Update::Failed`], and the node's pod CIDRs may be another's: it must give no more addresses of them.
+    Disowned(String),
 }
 
 /// Where the list of nodes comes from.

@@ -24,7 +24,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -137,7 +137,23 @@ fn serve(call: DaemonCall) -> Result<Vec<u8>, CniError> {
         }
         Verb::Status => {
             let client = client.with_timeout(call.timeout.min(SHORT_TIMEOUT));
-            client.readyz().map_err(|error| from_client(Command::Status, &error)).map(|()| Vec::new())
+            status(&client).map_err(|error| from_client(Command::Status, &error)).map(|()| Vec::new())
+        }
+    }
+}
+
+/// How long STATUS waits for a daemon that is started anew: a runtime that hears that the network is not there tells
+/// kubelet, and a whole node counts as not ready because of a restart of seconds.
+const RESTART_PATIENCE: Duration = Duration::from_secs(5);
+
+fn status(client: &Client) -> Result<(), ClientError> {
+    let start = Instant::now();
+    loop {
+        match client.readyz() {
+            Err(ClientError::Unreachable { .. }) if start.elapsed() < RESTART_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            outcome => return outcome,
         }
     }
 }

@@ -72,6 +72,9 @@ impl Engine {
     pub(super) fn add(&mut self, request: &AddRequest) -> Result<Attachment, ApiError> {
         // The address of a pod that is gone is free only when the database says so.
         self.settle().map_err(internal)?;
+        if let Some(denial) = self.following.denial() {
+            return Err(ApiError::new(ErrorKind::Unavailable, format!("no pod is added: {denial}")));
+        }
         let netns = self.validate(request)?;
         let addresses = self.lease(&request.addresses)?;
         let outcome = self.add_leased(request, &netns, &addresses);

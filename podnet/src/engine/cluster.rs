@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::{Engine, Why};
 use crate::{
     cluster::{Cluster, Update, last_known},
-    config,
+    config::{self, Config},
     netlink::{
         Request, link, neighbor,
         route::{self, NextHop},
@@ -49,8 +49,19 @@ pub(super) struct Following {
     pending: bool,
     /// Routes that others' routes stand in the way of.
     pub(super) refused: BTreeMap<IpNetwork, String>,
-    /// Node CIDRs that the store has changed under the running daemon.
-    pub(super) own_mismatch: Option<String>,
+    /// What the store says of this node's pod CIDRs, if it is something else than the node runs with.
+    pub(super) own_mismatch: Option<Mismatch>,
+    /// Why the store denies the node its pod CIDRs, until the next snapshot.
+    disowned: Option<String>,
+}
+
+/// The store and the node disagree about the node's pod CIDRs.
+#[derive(Debug)]
+pub(super) struct Mismatch {
+    /// What is wrong, and the fix.
+    pub(super) text: String,
+    /// The pod CIDRs that the node runs with may be another's.
+    denies: bool,
 }
 
 impl Following {
@@ -63,6 +74,11 @@ impl Following {
             Some(Update::Failed(reason)) => {
                 warn!(store, reason, "the store failed; starting with the last known nodes");
                 Self { store: Some(store), cluster: earlier, failure: Some((reason, Instant::now())), ..new }
+            }
+            Some(Update::Disowned(reason)) => {
+                warn!(store, reason, "the store denies the node its pod CIDRs; starting with the last known nodes");
+                let failure = Some((reason.clone(), Instant::now()));
+                Self { store: Some(store), cluster: earlier, failure, disowned: Some(reason), ..new }
             }
             None => Self { store: Some(store), cluster: earlier, ..new },
         }
@@ -85,6 +101,18 @@ impl Following {
         self.failure.as_ref().map(|(reason, _)| reason.as_str())
     }
 
+    /// Returns why no pod may get an address: the node's pod CIDRs may be another's.
+    pub(super) fn denial(&self) -> Option<&str> {
+        let mismatch = self.own_mismatch.as_ref().filter(|mismatch| mismatch.denies).map(|mismatch| &mismatch.text);
+        self.disowned.as_ref().or(mismatch).map(String::as_str)
+    }
+
+    /// Notes that the store tells nothing. It may fail in another way now, but it has since the first.
+    fn fail(&mut self, reason: String) {
+        let since = self.failure.take().map_or_else(Instant::now, |(_, since)| since);
+        self.failure = Some((reason, since));
+    }
+
     /// Notes that somebody else has a route to a pod CIDR.
     fn refuse(&mut self, destination: IpNetwork) {
         let text = format!(
@@ -105,11 +133,16 @@ impl Engine {
         match update {
             Update::Failed(reason) => {
                 warn!(store = self.following.store, reason, "the store failed; the last known nodes stay in force");
-                // It may fail in another way now, but it has since the first.
-                let since = self.following.failure.take().map_or_else(Instant::now, |(_, since)| since);
-                self.following.failure = Some((reason, since));
+                self.following.fail(reason);
+            }
+            Update::Disowned(reason) => {
+                let store = &self.following.store;
+                warn!(store, reason, "the store denies the node its pod CIDRs; no pod is added, the others stay");
+                self.following.disowned = Some(reason.clone());
+                self.following.fail(reason);
             }
             Update::Snapshot(cluster) => {
+                self.following.disowned = None;
                 if self.following.failure.take().is_some() {
                     info!(store = self.following.store, "the store is back");
                 }
@@ -164,27 +197,19 @@ impl Engine {
         self.update_nft().and(applied)
     }
 
-    /// Warns when the store gives the node other pod CIDRs than it runs with: its pods have addresses of those.
+    /// Notes when the store gives the node other pod CIDRs than it runs with: its pods have addresses of those.
     fn check_own_cidrs(&mut self) {
-        let own = self.following.cluster.as_ref().and_then(|cluster| cluster.node(&self.config.node));
-        let mut running: Vec<IpNetwork> = self.config.pod_cidrs.clone();
-        running.sort_unstable();
-        self.following.own_mismatch = match own {
-            _ if self.following.store.is_none() || self.following.cluster.is_none() => None,
-            None => Some(format!("the store does not know {}: other nodes do not reach its pods", self.config.node)),
-            Some(node) => {
-                let mut stored = node.pod_cidrs.clone();
-                stored.sort_unstable();
-                (stored != running).then(|| {
-                    format!(
-                        "the store gives {} the pod CIDRs {}, but it runs with {}; restart the daemon after removing its pods",
-                        node.name,
-                        config::show(&stored),
-                        config::show(&running)
-                    )
-                })
-            }
+        let following = &self.following;
+        let mismatch = match &following.cluster {
+            Some(cluster) if following.store.is_some() => own_mismatch(&self.config, cluster),
+            _ => None,
         };
+        if let Some(Mismatch { text, denies: true }) = &mismatch
+            && self.following.denial() != Some(text)
+        {
+            warn!(reason = text, "no pod is added, the others stay");
+        }
+        self.following.own_mismatch = mismatch;
     }
 
     pub(super) fn inputs(&self) -> Inputs<'_> {
@@ -424,4 +449,35 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Compares the pod CIDRs that a node runs with with those of the cluster.
+fn own_mismatch(config: &Config, cluster: &Cluster) -> Option<Mismatch> {
+    let name = &config.node;
+    let running = &config.pod_cidrs;
+    let overlaps = |a: &IpNetwork, b: &IpNetwork| a.contains(b.network()) || b.contains(a.network());
+    let taken = cluster.nodes().iter().filter(|node| node.name != *name).find_map(|node| {
+        let cidr = node.pod_cidrs.iter().find(|cidr| running.iter().any(|own| overlaps(own, cidr)))?;
+        Some(format!(
+            "{cidr} is node {}'s now, but {name} runs with {}; remove the pods of {name}, then restart its daemon",
+            node.name,
+            config::show(running)
+        ))
+    });
+    if let Some(text) = taken {
+        return Some(Mismatch { text, denies: true });
+    }
+    let Some(node) = cluster.node(name) else {
+        let text = format!("the store does not know {name}: other nodes do not reach its pods");
+        return Some(Mismatch { text, denies: false });
+    };
+    let same = node.pod_cidrs.len() == running.len() && node.pod_cidrs.iter().all(|cidr| running.contains(cidr));
+    (!same).then(|| Mismatch {
+        text: format!(
+            "the store gives {name} the pod CIDRs {}, but it runs with {}; restart the daemon after removing its pods",
+            config::show(&node.pod_cidrs),
+            config::show(running)
+        ),
+        denies: true,
+    })
 }

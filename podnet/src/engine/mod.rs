@@ -235,7 +235,8 @@ impl Engine {
         let earlier = start.earlier;
         let is_news = matches!(&start.first, Some(Update::Snapshot(first)) if earlier.as_ref() != Some(first));
         let following = Following::new(start.store, start.first, earlier);
-        config.pod_cidrs = own_pod_cidrs(&config, following.cluster.as_ref(), following.failure())?;
+        let given = own_pod_cidrs(&config, following.cluster.as_ref(), following.failure())?;
+        config.pod_cidrs = if config.pod_cidrs.is_empty() { held_pod_cidrs(&database, given)? } else { given };
         let home = Netns::current()?;
         let netlink = Socket::open()?;
         let gateways: Vec<IpAddr> = config.pod_cidrs.iter().map(|cidr| Config::gateway(*cidr)).collect();
@@ -437,6 +438,29 @@ pub fn own_pod_cidrs(config: &Config, cluster: Option<&Cluster>, failure: Option
         }
         (false, None) => Ok(config.pod_cidrs.clone()),
     }
+}
+
+/// Returns the pod CIDRs to run with of those that the store gives: those of the last run while pods have addresses of
+/// them, since with their gateways the pods would lose all connections.
+fn held_pod_cidrs(database: &Database, given: Vec<IpNetwork>) -> Result<Vec<IpNetwork>> {
+    let in_use = database.addresses_in_use()?;
+    let is_in = |cidrs: &[IpNetwork], address: &IpAddr| cidrs.iter().any(|cidr| cidr.contains(*address));
+    if in_use.iter().all(|address| is_in(&given, address)) {
+        return Ok(given);
+    }
+    let last: Vec<IpNetwork> = reconcile::earlier_gateways(database)?
+        .into_iter()
+        .filter_map(|gateway| IpNetwork::new(gateway.network(), gateway.prefix()).ok())
+        .collect();
+    if !in_use.iter().any(|address| is_in(&last, address)) {
+        return Ok(given);
+    }
+    warn!(
+        store = config::show(&given),
+        running = config::show(&last),
+        "the store gives the node other pod CIDRs than its pods have; it goes on with those, and adds no pods"
+    );
+    Ok(last)
 }
 
 fn answer<T>(reply: Reply<T>, result: Result<T, ApiError>) {

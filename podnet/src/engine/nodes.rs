@@ -32,7 +32,7 @@ impl Engine {
     /// Things about the cluster that work less well than they should.
     pub(super) fn cluster_warnings(&self) -> Vec<String> {
         let following = &self.following;
-        let mut warnings: Vec<String> = following.own_mismatch.iter().cloned().collect();
+        let mut warnings: Vec<String> = following.own_mismatch.iter().map(|mismatch| mismatch.text.clone()).collect();
         if let Some(failure) = following.failure() {
             let nodes = following.cluster.as_ref().map_or(0, |cluster| cluster.nodes().len());
             warnings.push(format!("store: {failure}; the last known {nodes} nodes stay in force"));

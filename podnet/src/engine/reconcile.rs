@@ -11,6 +11,7 @@ use super::{Engine, Why, sysctl};
 use crate::{
     api::AttachmentKey,
     config::{Config, Family},
+    database::Database,
     datapath::{device::detach_device, loader::pin_dir},
     netlink::{
         address::{self, PrefixRoute},
@@ -169,12 +170,8 @@ impl Engine {
 
     fn desired(&self) -> Result<Desired> {
         let addresses = self.gateway_networks();
-        let earlier = self.database.setting(GATEWAYS_SETTING)?.unwrap_or_default();
-        let stale_addresses = earlier
-            .split_whitespace()
-            .filter_map(|text| text.parse::<IpNetwork>().ok())
-            .filter(|address| !addresses.contains(address))
-            .collect();
+        let earlier = earlier_gateways(&self.database)?;
+        let stale_addresses = earlier.into_iter().filter(|address| !addresses.contains(address)).collect();
         Ok(Desired {
             bridge: BridgeSpec {
                 name: self.config.bridge.clone(),
@@ -312,4 +309,10 @@ fn keep_router_advertisements() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the gateways that were remembered last, with the prefix lengths of their pod CIDRs.
+pub(super) fn earlier_gateways(database: &Database) -> Result<Vec<IpNetwork>> {
+    let text = database.setting(GATEWAYS_SETTING)?.unwrap_or_default();
+    Ok(text.split_whitespace().filter_map(|gateway| gateway.parse().ok()).collect())
 }

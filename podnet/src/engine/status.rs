@@ -37,7 +37,7 @@ impl Engine {
         let exhausted = self.pools.iter().find(|pool| pool.used() >= pool.capacity()).map(|pool| {
             format!("no free address: all {} pod addresses of {} are in use", pool.capacity(), pool.cidr())
         });
-        self.write_failure.clone().or(exhausted)
+        self.write_failure.clone().or_else(|| self.following.denial().map(str::to_owned)).or(exhausted)
     }
 
     fn datapath_status(&self) -> DatapathStatus {

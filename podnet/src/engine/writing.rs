@@ -10,6 +10,7 @@ use crate::{
     api::{ApiError, AttachmentKey, DeleteRequest},
     cni::deletions,
     config::Config,
+    database::current_boot,
 };
 
 /// A setting that is written to see whether one can be.
@@ -82,8 +83,8 @@ impl Engine {
 
     /// Forgets the pods of an earlier boot of the node.
     pub(super) fn forget_earlier_boot(&mut self) {
-        let Ok(boot) = std::fs::read_to_string("/proc/sys/kernel/random/boot_id") else { return };
-        match self.database.begin_boot(boot.trim()) {
+        let Some(boot) = current_boot() else { return };
+        match self.database.begin_boot(&boot) {
             Ok(0) => {}
             Ok(count) => info!(count, "the node was booted; released the pods of the time before"),
             // Each pod is looked at then.

@@ -14,7 +14,12 @@
 //! The lab is data ([`topology`]); [`Lab::up`] makes it real and [`Lab::down`] leaves nothing of it. Pods are attached
 //! by the real CNI plugin ([`runtime`]). Nothing here touches the machine's own interfaces, routes or firewall.
 
-use std::{os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
@@ -190,27 +195,35 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
 }
 
 fn up(args: UpArgs) -> Result<ExitCode> {
+    use std::fmt::Write as _;
     let lab = Lab::up(&args.options()?)?;
-    print!("{}", describe(&lab)?);
+    let mut text = describe(&lab)?;
     let option = if lab.name == options::DEFAULT_NAME { String::new() } else { format!(" --name {}", lab.name) };
-    println!("\nNext:");
-    println!("  podnet lab ping{option}");
+    writeln!(text, "\nNext:\n  podnet lab ping{option}")?;
     if let [first, second, ..] = &lab.pods().map(|(_, pod)| pod.name.as_str()).collect::<Vec<_>>()[..] {
-        println!(
+        writeln!(
+            text,
             "  podnet lab exec{option} {first} -- ip address        # or a shell, iperf3, tcpdump, ... in {second}"
-        );
+        )?;
     }
     for node in &lab.nodes {
-        println!("  podnet status --socket {}", node.socket().display());
+        writeln!(text, "  podnet status --socket {}", node.socket().display())?;
     }
-    println!("  podnet lab down{option}");
+    print(&format!("{text}  podnet lab down{option}\n"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints text to standard output. A reader that went away (`podnet lab ping | head`) is an error, which `print!` would
+/// panic about.
+fn print(text: &str) -> Result<()> {
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(())
 }
 
 fn status(name: &str) -> Result<ExitCode> {
     up::require_root("asks daemons over sockets that only root may use")?;
     let lab = Lab::load(name)?;
-    print!("{}", describe(&lab)?);
+    print(&describe(&lab)?)?;
     let all_ready = lab.nodes.iter().all(|node| node_api::not_ready_reason(&node.socket()).is_none());
     Ok(if all_ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -286,16 +299,20 @@ fn ping(args: &PingArgs) -> Result<ExitCode> {
     let rows = Lab::load(&args.lab.name)?.ping(args.count)?;
     let failed = rows.iter().filter(|row| !row.complete()).count();
     match args.output {
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&rows).context("encode the rows")?),
+        OutputFormat::Json => {
+            print(&format!("{}\n", serde_json::to_string_pretty(&rows).context("encode the rows")?))?;
+        }
         OutputFormat::Table => {
-            println!("{}", if args.verbose { report::details(&rows) } else { report::summary(&rows) });
-            print!("\n{}", report::failures(&rows));
+            let table = if args.verbose { report::details(&rows) } else { report::summary(&rows) };
+            let failures = report::failures(&rows);
             let seconds = start.elapsed().as_secs_f32();
-            if failed == 0 {
-                println!("all {} pairs answer ({seconds:.1} s)", rows.len());
+            let all = rows.len();
+            let sum = if failed == 0 {
+                format!("all {all} pairs answer ({seconds:.1} s)")
             } else {
-                println!("{failed} of {} pairs lose packets ({seconds:.1} s)", rows.len());
-            }
+                format!("{failed} of {all} pairs lose packets ({seconds:.1} s)")
+            };
+            print(&format!("{table}\n\n{failures}{sum}\n"))?;
         }
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -307,9 +324,9 @@ fn down(name: &str) -> Result<ExitCode> {
             for warning in warnings {
                 eprintln!("warning: {warning}");
             }
-            println!("lab {name} is gone");
+            print(&format!("lab {name} is gone\n"))?;
         }
-        up::Removed::Nothing => println!("there is no lab {name}"),
+        up::Removed::Nothing => print(&format!("there is no lab {name}\n"))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -155,7 +155,8 @@ pub fn delete_filter(block: Block) -> Request {
         RouteNetlinkMessage::DelTrafficFilter(message),
         0,
     )
-    .tolerate(Tolerate::NotFound)
+    // What the kernel says of a block that does not exist: there is none before the first pod.
+    .tolerate(Tolerate::NoQdisc)
 }
 
 impl Socket {

@@ -135,6 +135,40 @@ fn overlay_goes_over_ipv6_where_an_end_has_nothing_else() {
 }
 
 #[test]
+fn a_narrow_overlay_carries_no_ipv6_and_says_so() {
+    let mut world = three(RoutingMode::Overlay);
+    for (mtu, carries) in [(1330, true), (1329, false)] {
+        world.links.insert(UPLINK, ("eth0".into(), mtu));
+        let routing = world.routing();
+        let far = cidr("fd00:10:244:3::/64");
+        assert_eq!(routing.routes.contains_key(&far), carries);
+        assert_eq!(routing.nodes[&far].flags, if carries { Node::OVERLAY } else { 0 });
+        assert_eq!(routing.neighbors.keys().any(IpAddr::is_ipv6), carries);
+        assert_eq!(routing.nodes[&cidr("10.244.3.0/24")].flags, Node::OVERLAY);
+        assert_eq!(routing.overlay_device_mtu, Some(mtu - 50));
+        assert_eq!(routing.problems.len(), if carries { 0 } else { 2 }, "{:?}", routing.problems);
+        assert!(
+            routing.problems.iter().all(|problem| problem.contains("::/64 of node")
+                && problem
+                    .ends_with("an overlay MTU of 1280, and there is one of 1279: give the uplinks 1330 or more")),
+            "{:?}",
+            routing.problems
+        );
+    }
+    // An outer header of IPv6 takes more, and what is direct needs no overlay.
+    let mut far = node(2, 1);
+    far.addresses.remove(0);
+    let mut world = World::new(RoutingMode::Overlay, vec![node(1, 1), far]);
+    world.links.insert(UPLINK, ("eth0".into(), 1349));
+    assert!(world.routing().problems[0].ends_with("give the uplinks 1350 or more"));
+    let mut world = three(RoutingMode::Auto);
+    world.links.insert(UPLINK, ("eth0".into(), 1280));
+    let routing = world.routing();
+    assert_eq!(routing.nodes[&cidr("fd00:10:244:2::/64")].flags, Node::DIRECT);
+    assert_eq!(routing.nodes[&cidr("fd00:10:244:3::/64")].flags, 0);
+}
+
+#[test]
 fn auto_is_direct_on_the_link_and_overlay_elsewhere() {
     let routing = three(RoutingMode::Auto).routing();
     assert_eq!(routing.nodes[&cidr("10.244.2.0/24")].flags, Node::DIRECT);

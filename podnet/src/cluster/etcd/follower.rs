@@ -334,6 +334,7 @@ impl Follower {
 
     fn tell_failure(&mut self, reason: &str, is_outage: bool) {
         self.failure = Some(Failure { reason: reason.to_owned(), told_at: Instant::now(), is_outage });
-        self.outlet.put(Update::Failed(reason.to_owned()));
+        let tell = if is_outage { Update::Failed } else { Update::Disowned };
+        self.outlet.put(tell(reason.to_owned()));
     }
 }

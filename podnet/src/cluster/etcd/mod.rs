@@ -102,13 +102,13 @@ fn own(config: &Config, etcd: &EtcdConfig) -> Result<Own> {
     let earlier = last_known::load(&config.state_dir).ok().flatten();
     let preferred: Vec<IpNetwork> =
         earlier.and_then(|cluster| Some(cluster.node(&config.node)?.pod_cidrs.clone())).unwrap_or_default();
-    // A database that cannot be read may hold pods; the engine will say what is wrong with it.
+    // A database that cannot be read may hold pods, and so may one that somebody moved away; the engine will say more.
     let held = match Database::leased(&config.state_dir) {
-        Ok(addresses) => {
+        Ok(Some(addresses)) => {
             let is_used = |cidr: &&IpNetwork| addresses.iter().any(|address| cidr.contains(*address));
             preferred.iter().filter(is_used).copied().collect()
         }
-        Err(_) => preferred.clone(),
+        Ok(None) | Err(_) => preferred.clone(),
     };
     let addresses =
         if etcd.node_addresses.is_empty() { identity::default_addresses() } else { etcd.node_addresses.clone() };

@@ -27,7 +27,7 @@ impl Desk {
             let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
             match update {
                 Update::Snapshot(cluster) => *pending = Pending { snapshot: Some(cluster), failure: None },
-                Update::Failed(reason) => pending.failure = Some(reason),
+                Update::Failed(reason) | Update::Disowned(reason) => pending.failure = Some(reason),
             }
         }
         self.news.notify_one();
