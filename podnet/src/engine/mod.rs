@@ -46,6 +46,7 @@ mod mtu;
 mod nodes;
 mod observe;
 mod overlay;
+mod pod_repair;
 mod pod_side;
 mod programs;
 mod reaper;
@@ -190,6 +191,8 @@ struct Engine {
     ebpf_log: LogLevel,
     reaper: reaper::Reaper,
     warnings: Vec<String>,
+    /// The last pod whose own side was looked at; `None`: the first one's turn comes.
+    mended: Option<AttachmentKey>,
     repairs: u64,
     started: Instant,
 }
@@ -262,6 +265,7 @@ impl Engine {
             ebpf_log: start.ebpf_log,
             reaper: reaper::Reaper::start()?,
             warnings: Vec::new(),
+            mended: None,
             repairs: 0,
             started: Instant::now(),
             config,
@@ -316,6 +320,7 @@ impl Engine {
                 if let Err(error) = self.reconcile_parts(why, moved.unwrap_or(why)) {
                     error!(error = format!("{error:#}"), "reconciliation");
                 }
+                self.mend_pod_sides(resync);
                 self.drain_deletions();
                 news = News::default();
                 compared = Instant::now();
