@@ -133,6 +133,9 @@ pub(crate) enum Why<'a> {
 }
 
 impl<'a> Why<'a> {
+    /// The daemon starts.
+    const START: Self = Self::Change("start");
+
     const fn is_repair(self) -> bool {
         matches!(self, Self::Loss(_))
     }
@@ -278,7 +281,7 @@ impl Engine {
         engine.derive_routing()?;
         engine.adopt_mtus();
         engine.load_datapath();
-        engine.reconcile(Why::Change("start"))?;
+        engine.reconcile(Why::START)?;
         engine.remember_gateways()?;
         if is_news {
             engine.remember_cluster()?;
