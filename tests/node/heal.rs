@@ -198,6 +198,10 @@ fn what_the_kernel_keeps_silent_about_is_repaired_by_the_resync() {
     site.breaks_by(RESYNCED, "nft delete table inet podnet");
     site.breaks_by(RESYNCED, "nft flush table inet podnet");
     let addresses = Family::ALL.map(|family| Address::from(a.address(family)));
+    site.breaks("addresses of a pod's own interface deleted", RESYNCED, || {
+        command::ip(a.netns(), "-4 addr flush dev eth0");
+        command::ip(a.netns(), "-6 addr flush dev eth0 scope global");
+    });
     site.breaks("entries of a pod deleted", RESYNCED, || {
         let mut endpoints = maps::endpoints(site.lab.node());
         for address in addresses {

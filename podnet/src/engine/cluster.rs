@@ -286,7 +286,9 @@ impl Engine {
         for address in self.gateway_networks() {
             if !connected.contains(&route::network_of(address)) {
                 self.netlink.request(route::restore_connected(address, self.bridge_ifindex))?;
-                self.count_repair(why, "the bridge lacked the route to its own network");
+                // Whatever made the comparison: the address that is there did not lose its route by itself.
+                let cause = if why == Why::START { why } else { Why::Loss(why.text()) };
+                self.count_repair(cause, "the bridge lacked the route to its own network");
             }
         }
         let changes = routing::plan(&self.following.routing, &self.following.shape, &actual);

@@ -46,6 +46,7 @@ mod mtu;
 mod nodes;
 mod observe;
 mod overlay;
+mod pod_repair;
 mod pod_side;
 mod programs;
 mod reaper;
@@ -133,6 +134,9 @@ pub(crate) enum Why<'a> {
 }
 
 impl<'a> Why<'a> {
+    /// The daemon starts.
+    const START: Self = Self::Change("start");
+
     const fn is_repair(self) -> bool {
         matches!(self, Self::Loss(_))
     }
@@ -193,6 +197,8 @@ struct Engine {
     warnings: Vec<String>,
     /// Why the database could not be written the last time.
     write_failure: Option<String>,
+    /// The last pod whose own side was looked at; `None`: the first one's turn comes.
+    mended: Option<AttachmentKey>,
     repairs: u64,
     started: Instant,
 }
@@ -267,6 +273,7 @@ impl Engine {
             reaper: reaper::Reaper::start()?,
             warnings: Vec::new(),
             write_failure: None,
+            mended: None,
             repairs: 0,
             started: Instant::now(),
             config,
@@ -281,7 +288,7 @@ impl Engine {
         engine.derive_routing()?;
         engine.adopt_mtus();
         engine.load_datapath();
-        engine.reconcile(Why::Change("start"))?;
+        engine.reconcile(Why::START)?;
         // Pods that run are served, whatever room there is on the disk.
         let written = engine.remember_gateways();
         engine.note_write(written);
@@ -325,6 +332,7 @@ impl Engine {
                 if let Err(error) = self.reconcile_parts(why, moved.unwrap_or(why)) {
                     error!(error = format!("{error:#}"), "reconciliation");
                 }
+                self.mend_pod_sides(resync);
                 self.drain_deletions();
                 self.retry_writing();
                 news = News::default();

@@ -94,6 +94,15 @@ impl PodSide<'_> {
         Ok(())
     }
 
+    /// Returns whether the interface is there and lacks one of its addresses.
+    pub(super) fn lacks_address(&self, netns: &Netns, home: &Netns) -> Result<bool> {
+        netns.visit(home, || {
+            let Ok(ifindex) = link::ifindex(self.ifname) else { return Ok(false) };
+            let present = Socket::open()?.addresses(ifindex)?;
+            Ok(!self.addresses.iter().all(|address| present.contains(address)))
+        })
+    }
+
     /// Compares the interface with what [`PodSide::configure`] made. What others added is left alone.
     ///
     /// # Errors
