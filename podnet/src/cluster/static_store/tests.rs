@@ -43,14 +43,14 @@ impl Fixture {
     async fn nodes(&mut self, nodes: usize) {
         match self.next().await {
             Update::Snapshot(cluster) => assert_eq!(cluster.nodes().len(), nodes),
-            Update::Failed(message) => panic!("{message}"),
+            Update::Failed(message) | Update::Disowned(message) => panic!("{message}"),
         }
     }
 
     async fn failure(&mut self) -> String {
         match self.next().await {
             Update::Snapshot(cluster) => panic!("{cluster:?}"),
-            Update::Failed(message) => message,
+            Update::Failed(message) | Update::Disowned(message) => message,
         }
     }
 
