@@ -245,7 +245,7 @@ fn replace(path: &Path, mut content: impl Read, length: u64, mode: u32) -> io::R
 /// others.
 fn ensure_room(dir: &Path, length: u64) -> io::Result<()> {
     let data = statvfs(dir)?;
-    let room = u64::from(data.blocks_available()).saturating_mul(data.fragment_size());
+    let room = data.blocks_available().saturating_mul(data.fragment_size());
     // Some file systems know no sizes.
     if data.blocks() > 0 && room < length {
         let needed = length.div_ceil(1 << 20);
