@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ipnetwork::IpNetwork;
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use tracing::{error, info, warn};
 
@@ -151,8 +152,12 @@ impl<'a> Why<'a> {
 /// How long the engine waits after a loss before it compares, so that a burst of losses costs one comparison.
 const LOSS_DELAY: Duration = Duration::from_millis(200);
 
-/// At most one part in so many of the time is spent on comparing for no other reason than that time has passed.
+/// At most one part in so many of the time is spent on comparing for no other reason than that time has passed; but
+/// [`RESYNC_PATIENCE`] is enough in any case.
 const RESYNC_SHARE: u32 = 100;
+
+/// The longest time between two comparisons, unless the configuration says more.
+const RESYNC_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Least time between two comparisons that ways to other nodes cause.
 const MOVE_SPACING: Duration = Duration::from_millis(100);
@@ -324,7 +329,7 @@ impl Engine {
         loop {
             // A node that is always busy is compared, too.
             if Instant::now() >= resync_at {
-                let begun = Instant::now();
+                let begun = processor_time();
                 let resync = Why::Loss("resync");
                 let moved = news.moved.as_deref().map(Why::Change);
                 let why = news.lost.as_deref().map(Why::Loss).or(moved).unwrap_or(resync);
@@ -338,7 +343,8 @@ impl Engine {
                 news = News::default();
                 compared = Instant::now();
                 // A node of very many pods or routes is compared less often.
-                resync_at = compared + interval.max((compared - begun) * RESYNC_SHARE);
+                let spent = processor_time().saturating_sub(begun);
+                resync_at = compared + interval.max(RESYNC_PATIENCE.min(spent * RESYNC_SHARE));
             }
             match inbox.recv_timeout(resync_at.saturating_duration_since(Instant::now())) {
                 Ok(Command::Stop(reply)) => {
@@ -469,6 +475,12 @@ fn held_pod_cidrs(database: &Database, given: Vec<IpNetwork>) -> Result<Vec<IpNe
         "the store gives the node other pod CIDRs than its pods have; it goes on with those, and adds no pods"
     );
     Ok(last)
+}
+
+/// Returns the processor time that the calling thread has had: what its work costs others, however busy the node is.
+fn processor_time() -> Duration {
+    // The clock of the calling thread is always there.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 fn answer<T>(reply: Reply<T>, result: Result<T, ApiError>) {
