@@ -174,6 +174,7 @@ fn fragments_arrive() {
     for datapath in [DatapathMode::Ebpf, DatapathMode::Kernel] {
         let lab = TestLab::with_datapath(datapath);
         let (a, b) = (lab.add_pod("a"), lab.add_pod("b"));
+        interfaces::wait_for_carriers(lab.netns());
         for family in Family::ALL {
             let target = b.socket_address(family, PORT);
             let _udp = udp::EchoServer::start(b.netns(), target);
@@ -221,6 +222,7 @@ fn a_pod_is_not_led_off_the_routed_path() {
     // neighbour's answers do not find back.
     let lab = TestLab::with_datapath(DatapathMode::Kernel);
     let (a, b) = (lab.add_pod("a"), lab.add_pod("b"));
+    interfaces::wait_for_carriers(lab.netns());
     for family in Family::ALL {
         // From the very first packet on: no address may still be tentative.
         icmp::ping(a.netns(), b.address(family), MANY, 56);

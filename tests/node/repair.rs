@@ -89,6 +89,7 @@ fn a_pod_does_not_take_over_a_mac_that_another_asked_for() {
     let a = wish("a", "10.244.1.20", Some("0a:58:0a:f4:01:40"));
     let b = wish("b", "10.244.1.64", None);
     assert_ne!(a.mac(), b.mac());
+    interfaces::wait_for_carriers(lab.netns());
     for change in [DatapathRequest::Detach, DatapathRequest::Attach] {
         lab.set_datapath(change);
         for family in Family::ALL {

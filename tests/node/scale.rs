@@ -29,6 +29,7 @@ fn a_thousand_pods_come_and_go() {
     let status = lab.status();
     assert_eq!((status.pods, status.pools[0].used), (PODS, PODS as u64));
     assert_eq!(maps::endpoints(lab.node()).keys().count(), 2 * PODS);
+    harness::interfaces::wait_for_carriers(lab.netns());
     for pair in pods.windows(2).step_by(50) {
         for family in Family::ALL {
             icmp::ping(pair[0].netns(), pair[1].address(family), 1, 56);
