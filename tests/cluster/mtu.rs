@@ -220,7 +220,7 @@ fn a_pod_that_asked_for_less_keeps_it() {
             mtu_of(pod.netns(), "eth0") == Some(mtu) && veth == Some(mtu) && entry.mtu == mtu
         };
         let mut from = 1500;
-        for (to, smalls) in [(1500, 1400), (9000, 1400), (1300, 1300), (1500, 1400)] {
+        for (to, smalls) in [(1500, 1400), (9000, 1400), (1350, 1350), (1500, 1400)] {
             set_mtu(&cluster, from, to);
             from = to;
             wait_for(&format!("{mode}: MTU {to}"), || (is(&small, smalls) && is(&usual, to)).then_some(()));
