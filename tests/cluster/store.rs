@@ -280,7 +280,7 @@ fn pod_cidrs_that_became_anothers_are_given_out_no_more() {
     check_denied();
     // A start does not take the ground from under running pods.
     node.stop_daemon();
-    node.start_daemon();
+    node.start_daemon_by(&harness::binary());
     check_denied();
 
     drop(pods);

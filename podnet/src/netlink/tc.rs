@@ -135,7 +135,8 @@ pub fn offer_filter(block: Block, name: &str, program: i32) -> Request {
     .tolerate(Tolerate::Exists)
 }
 
-/// Returns the request that replaces a block's program atomically: every packet meets the old or the new one.
+/// Returns the request that replaces a block's program atomically: every packet meets the old or the new one. A block that
+/// went with its last veth is success: the next veth brings one, with the program.
 #[must_use]
 pub fn replace_filter(block: Block, name: &str, program: i32) -> Request {
     Request::new(
@@ -143,6 +144,7 @@ pub fn replace_filter(block: Block, name: &str, program: i32) -> Request {
         RouteNetlinkMessage::NewTrafficFilter(bpf_filter_message(block, name, program)),
         NLM_F_CREATE | NLM_F_REPLACE,
     )
+    .tolerate(Tolerate::NoQdisc)
 }
 
 /// Returns the request that takes the program out of a block. A block without one, or no block, is success.
