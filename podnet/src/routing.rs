@@ -133,6 +133,9 @@ impl Inputs<'_> {
         if node.name == self.name {
             return Ok(Reach::Local);
         }
+        if let Some(own) = self.own_overlap(cidr) {
+            return Err(format!("this node still runs with {own}"));
+        }
         match self.mode {
             RoutingMode::Router => self.by_router(cidr),
             RoutingMode::Direct => self.direct(node, cidr),
@@ -142,6 +145,13 @@ impl Inputs<'_> {
                 _ => self.overlay(node, cidr),
             },
         }
+    }
+
+    /// Returns the pod CIDR of this node that shares addresses with another. The store may have given it away, but pods of
+    /// this node have addresses of it.
+    fn own_overlap(&self, cidr: IpNetwork) -> Option<IpNetwork> {
+        let overlaps = |own: &&IpNetwork| own.contains(cidr.network()) || cidr.contains(own.network());
+        self.own_cidrs.iter().find(overlaps).copied()
     }
 
     fn way(&self, address: IpAddr) -> Result<(NextHop, u32), String> {
@@ -228,7 +238,9 @@ impl Inputs<'_> {
             for cidr in node.pod_cidrs.iter().filter(|cidr| families.contains(&cidr.is_ipv6())) {
                 let entry = Node { mac: mac.0, own_mac: own_mac.0, ..empty_node(id) };
                 let reach = self.reach(node, *cidr);
-                self.add(&mut routing, *cidr, entry, reach, &node.name);
+                if self.own_overlap(*cidr).is_none() {
+                    self.add(&mut routing, *cidr, entry, reach, &node.name);
+                }
             }
         }
         if self.mode == RoutingMode::Router {

@@ -283,7 +283,9 @@ fn pod_cidrs_that_became_anothers_are_given_out_no_more() {
     node.start_daemon_by(&harness::binary());
     check_denied();
 
-    drop(pods);
+    for pod in pods {
+        drop(pod.del().unwrap());
+    }
     node.stop_daemon();
     node.start_daemon();
     let cidrs: Vec<_> = node.status().pools.iter().map(|pool| pool.cidr).collect();

@@ -4,7 +4,10 @@
 use std::time::{Duration, Instant};
 
 use harness::wait_for;
-use podnet::cluster::{Cluster, ClusterNode, last_known};
+use podnet::{
+    cluster::{Cluster, ClusterNode, last_known},
+    database::Database,
+};
 
 use crate::{
     server::{Etcd, Far, NEAR_ADDRESS, Options, watch_for},
@@ -66,7 +69,8 @@ fn a_node_that_started_without_etcd_takes_nothing_else() {
     etcd.start(0);
     store.wait_for_failure("pod CIDR 10.244.0.0/24 belongs to node node2");
     drop(store);
-    // With etcd from the start, and without pods, it is free to take others.
+    // With etcd from the start, and without pods in its database, it is free to take others.
+    drop(Database::open(&node.config.state_dir).unwrap());
     assert_ne!(node.start(etcd.netns()).pod_cidrs(), last_known.pod_cidrs);
 }
 
