@@ -51,7 +51,7 @@ impl Load {
 /// For how long: `PODNET_LOAD_SECONDS`.
 fn duration() -> Duration {
     let seconds = std::env::var("PODNET_LOAD_SECONDS").ok();
-    let seconds = seconds.map_or(60, |text| text.parse().expect("PODNET_LOAD_SECONDS is a number of seconds"));
+    let seconds = seconds.map_or(30, |text| text.parse().expect("PODNET_LOAD_SECONDS is a number of seconds"));
     Duration::from_secs(seconds)
 }
 
